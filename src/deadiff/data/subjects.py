@@ -1,0 +1,113 @@
+"""The subjects: Unicode's emoji without skin tones, components and country flags, each with its label, tags and other names."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from deadiff.data.art import EMOJIBASE, EMOJILIB
+
+_KEPT_FLAGS = {"flag"}  # subgroup: chequered, black, white, pirate...; countries and subdivisions are colours without a drawing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One thing to draw. `names` are slugs by trust: the CLDR label first, then short codes and Unicode's character name."""
+
+    hexcode: str  # "1F697", sequences joined by "-", without FE0F
+    label: str  # "automobile"
+    tags: tuple[str, ...]  # "car", ...
+    group: str  # "travel & places"
+    names: tuple[tuple[str, ...], ...]  # tiers of slugs
+
+
+def hexcode_of(text: str) -> str:
+    """'1f3d6-fe0f', '1F3D6_FE0F' -> '1F3D6': upper case, joined by '-', the variation selector left out."""
+    return "-".join(part for part in re.split(r"[-_ ]", text.upper()) if part and part != "FE0F")
+
+
+def slug(text: str) -> str:
+    """'Woman’s Sandal' -> 'womanssandal': what names written by different hands have in common."""
+    plain = unicodedata.normalize("NFKD", text.lower().replace("&", "and")).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9*#]", "", plain)
+
+
+def read_subjects(archives: dict[str, Path]) -> list[Subject]:
+    """Emojibase's records in Unicode's own order, with emojilib's keywords added to their tags."""
+    records = _read_json(archives[EMOJIBASE.name], "package/en/data.json")
+    messages = _read_json(archives[EMOJIBASE.name], "package/en/messages.json")
+    keywords = {
+        "-".join(f"{ord(char):04X}" for char in emoji if char != "\ufe0f"): words
+        for emoji, words in _read_json(archives[EMOJILIB.name], "package/dist/emoji-en-US.json").items()
+    }
+    groups = {entry["order"]: entry["message"] for entry in messages["groups"]}
+    subgroups = {entry["order"]: entry["key"] for entry in messages["subgroups"]}
+    shortcodes = [
+        _read_json(archives[EMOJIBASE.name], f"package/en/shortcodes/{name}.json")
+        for name in ("cldr", "emojibase", "github", "iamcal", "emojibase-legacy")
+    ]
+    subjects = []
+    for record in sorted(records, key=lambda record: record.get("order", 0)):
+        group = groups.get(record.get("group"))
+        if group in (None, "components") or (group == "flags" and subgroups[record["subgroup"]] not in _KEPT_FLAGS):
+            continue
+        hexcode = hexcode_of(record["hexcode"])
+        words = keywords.get(hexcode, [])
+        tiers = [(slug(record["label"]),)]
+        tiers += [tuple(slug(code) for code in _as_list(table.get(record["hexcode"]))) for table in shortcodes[:1]]
+        tiers.append((slug(words[0]),) if words else ())
+        tiers.append((slug(unicodedata.name(chr(int(hexcode, 16)), "")),) if "-" not in hexcode else ())
+        tiers.append(tuple(slug(code) for table in shortcodes[1:] for code in _as_list(table.get(record["hexcode"]))))
+        tags = _tidy_tags([*record.get("tags", []), *words], record["label"])
+        subjects.append(Subject(hexcode=hexcode, label=record["label"], tags=tags, group=group, names=tuple(tiers)))
+    return subjects
+
+
+def match_by_name(subjects: list[Subject], names: list[str]) -> dict[str, str]:
+    """Hexcode -> name, for sets that are keyed by words. A name is used once; a more trusted tier wins over a less trusted one.
+
+    A trailing '-1', '-2' (variants of one subject) is tried after the bare name.
+    """
+    by_slug: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (bool(re.search(r"-\d$", name)), name)):
+        by_slug.setdefault(slug(name), name)
+    for name in sorted(names):
+        by_slug.setdefault(slug(re.sub(r"-\d$", "", name)), name)
+    matched: dict[str, str] = {}
+    used: set[str] = set()
+    for tier in range(max(len(subject.names) for subject in subjects)):
+        for subject in subjects:
+            if subject.hexcode in matched:
+                continue
+            for candidate in subject.names[tier]:
+                name = by_slug.get(candidate) if candidate else None
+                if name is not None and name not in used:
+                    matched[subject.hexcode] = name
+                    used.add(name)
+                    break
+    return matched
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+def _tidy_tags(words: list[str], label: str) -> tuple[str, ...]:
+    """Lower-case words and short phrases, each once, without emoticons such as ':D' and without the label itself."""
+    tidy: dict[str, None] = {}
+    for word in words:
+        word = word.lower().replace("_", " ").strip()
+        if re.fullmatch(r"[a-z0-9][a-z0-9' -]{1,30}", word) and word != label.lower():
+            tidy.setdefault(word)
+    return tuple(tidy)
+
+
+def _read_json(archive: Path, member: str):
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(member)
+        assert file is not None
+        return json.load(file)
