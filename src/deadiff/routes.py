@@ -1,0 +1,123 @@
+"""Which cross-attention layer listens to which role (paper section 3.2: style enters the fine layers, content the coarse ones).
+
+A route table maps a layer's path to a role. The path is that of the attention block (`down_blocks.0.attentions.0`) where the block holds one
+transformer block, as in Stable Diffusion 1.x, and `...attentions.0.transformer_blocks.3` where it holds several, as in SDXL. Tables are keyed by
+path, never by position: `unet.attn_processors` lists the middle block last, execution does not.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from deadiff.errors import ConfigError
+
+
+class Role(str, Enum):
+    """What a reference picture is asked for."""
+
+    STYLE = "style"
+    CONTENT = "content"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+BOTH = "both"  # a layer that reads the tokens of both roles: the ablation without disentangling
+
+
+def _paths(*blocks: tuple[str, int, int]) -> list[str]:
+    """(block, attentions, transformer blocks in each) -> the paths of its cross-attention layers, in execution order."""
+    paths = []
+    for block, attentions, depth in blocks:
+        for i in range(attentions):
+            attention = f"{block}.attentions.{i}"
+            paths += [attention] if depth == 1 else [f"{attention}.transformer_blocks.{j}" for j in range(depth)]
+    return paths
+
+
+def _route(paths: list[str], content: tuple[str, ...]) -> dict[str, Role]:
+    """Paths under one of the `content` prefixes listen to content, all others to style."""
+    return {p: Role.CONTENT if f"{p}.".startswith(tuple(f"{c}." for c in content)) else Role.STYLE for p in paths}
+
+
+# The released model: 16 layers in execution order, content in the 4th to the 8th (official class SpatialTransformer, image layer ids 4..8).
+_SD15 = _paths(
+    ("down_blocks.0", 2, 1),
+    ("down_blocks.1", 2, 1),
+    ("down_blocks.2", 2, 1),
+    ("mid_block", 1, 1),
+    ("up_blocks.1", 3, 1),
+    ("up_blocks.2", 3, 1),
+    ("up_blocks.3", 3, 1),
+)
+# The embedded model: the same sixteen, but every one of its three levels has cross-attention.
+_ICONS = _paths(
+    ("down_blocks.0", 2, 1),
+    ("down_blocks.1", 2, 1),
+    ("down_blocks.2", 2, 1),
+    ("mid_block", 1, 1),
+    ("up_blocks.0", 3, 1),
+    ("up_blocks.1", 3, 1),
+    ("up_blocks.2", 3, 1),
+)
+# SDXL: 70 layers, attention at two resolutions only. DEADiff's coarse set is the lowest resolution with attention (both down blocks, the middle, the
+# first up blocks), here down_blocks.2, mid_block and up_blocks.0. Within up_blocks.0, InstantStyle (arXiv 2404.02733, section 3.3) finds by elimination that
+# attentions.1 carries style (and down_blocks.2.attentions.1 layout), and DEADiff's own table gives the last attention before the upsampler to style:
+# so only attentions.0 of up_blocks.0 is content. The choice is reasoned, not trained: no DEADiff weights exist for SDXL.
+_SDXL = _paths(
+    ("down_blocks.1", 2, 2),
+    ("down_blocks.2", 2, 10),
+    ("mid_block", 1, 10),
+    ("up_blocks.0", 3, 10),
+    ("up_blocks.1", 3, 2),
+)
+
+ROUTES: dict[str, dict[str, Role]] = {
+    "sd15": _route(_SD15, ("down_blocks.2", "mid_block", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1")),
+    "icons": _route(_ICONS, ("down_blocks.2", "mid_block", "up_blocks.0.attentions.0", "up_blocks.0.attentions.1")),
+    "sdxl": _route(_SDXL, ("down_blocks.2", "mid_block", "up_blocks.0.attentions.0")),
+}
+
+
+def resolve_routes(routes: str | Mapping[str, str]) -> dict[str, str]:
+    """A table's name or a table of one's own (path -> "style" | "content" | "both") -> a checked table. Raises ConfigError."""
+    if isinstance(routes, str):
+        if routes not in ROUTES:
+            raise ConfigError(f"no route table is called {routes!r}: expected one of {', '.join(ROUTES)}, or a table of path -> role")
+        return {path: role.value for path, role in ROUTES[routes].items()}
+    allowed = [*(role.value for role in Role), BOTH]
+    for path, role in routes.items():
+        if role not in allowed:
+            raise ConfigError(f"route {path!r} has role {str(role)!r}: expected one of {', '.join(allowed)}")
+    if not routes:
+        raise ConfigError("the route table is empty: expected every cross-attention layer of the U-Net as path -> role")
+    return {path: str(role) for path, role in routes.items()}
+
+
+def cross_attention_layers(unet: nn.Module) -> dict[str, Attention]:
+    """Route path -> cross-attention module, for every text cross-attention of a diffusers U-Net or ControlNet."""
+    found = {name: m for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith(".attn2") and m.is_cross_attention}
+    depth: dict[str, int] = {}  # attention block -> transformer blocks in it
+    for name in found:
+        block = name.rpartition(".transformer_blocks.")[0]
+        depth[block] = depth.get(block, 0) + 1
+    layers = {}
+    for name, module in found.items():
+        block, _, _ = name.rpartition(".transformer_blocks.")
+        layers[block if depth[block] == 1 else name.removesuffix(".attn2")] = module
+    return layers
+
+
+def match_routes(unet: nn.Module, routes: Mapping[str, str]) -> dict[str, Attention]:
+    """The U-Net's layers in the table's order. Raises ConfigError unless every layer is routed exactly once."""
+    layers = cross_attention_layers(unet)
+    unrouted, unknown = sorted(layers.keys() - routes.keys()), sorted(routes.keys() - layers.keys())
+    if unrouted or unknown:
+        raise ConfigError(
+            f"the route table does not fit this U-Net: {len(unrouted)} of its {len(layers)} cross-attention layers have no role "
+            f"({', '.join(unrouted[:3]) or 'none'}), {len(unknown)} routed paths do not exist in it ({', '.join(unknown[:3]) or 'none'}): "
+            "was the adapter made for another base model?"
+        )
+    return {path: layers[path] for path in routes}
