@@ -1,41 +1,31 @@
-"""DEADiffAdapter: the extractors, the image keys and values and the route table that turn a base text-to-image model into DEADiff.
+"""DEADiffAdapter: extractors, image keys and values and a route table, which turn a base text-to-image model into DEADiff.
 
 B batch, S picture side in pixels, V vision tokens, W vision width, T text tokens, I image tokens of one role, C token width.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkstemp
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from deadiff.attention import ATTENTION, ImageKV, JointAttnProcessor, TextOnlyAttnProcessor, TokenLayout
-from deadiff.errors import CheckpointError, ConfigError
-from deadiff.extractor import Picture, Preprocess, RoleExtractor
+from deadiff.attention import ImageKV, JointAttnProcessor, TextOnlyAttnProcessor
+from deadiff.config import CONFIG_NAME, VISION_KEYS, AdapterConfig, read_config
+from deadiff.errors import ConfigError
+from deadiff.extractor import RoleExtractor
 from deadiff.hub import adapter_folder
-from deadiff.routes import Role, cross_attention_layers, match_routes, resolve_routes
+from deadiff.routes import Role, cross_attention_layers, match_routes
+from deadiff.weights import WEIGHTS_NAME, check_weights, read_weights, write_whole
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 CARD_NAME = "README.md"
-
-VISION_KEYS = {  # CLIPVisionConfig fields that shape the tower; its layers are those that run, without the last block of the original
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
-    *("image_size", "patch_size", "hidden_act", "layer_norm_eps"),
-}
-QFORMER_KEYS = {  # InstructBlipQFormerConfig fields; encoder_hidden_size is the vision tower's
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"),
-    *("hidden_act", "layer_norm_eps", "cross_attention_frequency", "hidden_dropout_prob", "attention_probs_dropout_prob"),
-}
 
 
 class Tokens(NamedTuple):
@@ -45,83 +35,8 @@ class Tokens(NamedTuple):
     content: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """All that is needed to build the adapter without its weights. Defaults are the released model's."""
-
-    base: str = "sd15"  # the base model it belongs to: a name, for people and for loaders
-    routes: str | dict[str, str] = "sd15"  # a table's name (routes.ROUTES), or layer path -> "style" | "content" | "both"
-    attention: str = "joint"  # joint (DEADiff: one softmax) | separate (IP-Adapter's, for the ablation)
-    num_tokens: int = 16  # tokens of one role
-    token_dim: int = 768  # width of a token = the U-Net's cross_attention_dim
-    text_length: int = 77  # tokens of one chunk of the text encoder
-    vision: dict[str, Any] = field(default_factory=dict)  # VISION_KEYS; filled in by from_base
-    qformer: dict[str, Any] = field(default_factory=lambda: {"vocab_size": 30523})  # QFORMER_KEYS
-    projection_dim: int = 3072  # hidden width of the projection
-    dropout: float = 0.1  # of the projection, in training
-    instructions: dict[str, list[int]] = field(  # role -> token ids of "[CLS] word [SEP]"; empty lists: no instruction
-        default_factory=lambda: {"style": [101, 2806, 102], "content": [101, 4180, 102]}
-    )
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    image_kv: dict[str, int] = field(default_factory=dict)  # layer path -> width of its keys and values; filled in by from_base
-    provenance: dict[str, str] = field(default_factory=dict)  # whose weights, from where, under which terms: shown by `deadiff inspect`
-
-    def __post_init__(self) -> None:
-        if isinstance(self.preprocess, Mapping):
-            object.__setattr__(self, "preprocess", _build(Preprocess, self.preprocess, "preprocess"))
-        if self.attention not in ATTENTION:
-            raise ConfigError(f"attention is {self.attention!r}: expected one of {', '.join(ATTENTION)}")
-        for name, given, allowed in (("vision", self.vision, VISION_KEYS), ("qformer", self.qformer, QFORMER_KEYS)):
-            if unknown := sorted(given.keys() - allowed):
-                raise ConfigError(f"unknown {name} keys {', '.join(unknown)}: expected some of {', '.join(sorted(allowed))}")
-        if set(self.instructions) != {str(role) for role in Role}:
-            raise ConfigError(f"instructions are for {sorted(self.instructions)}: expected style and content")
-        for role, ids in self.instructions.items():
-            vocabulary = self.qformer.get("vocab_size", 30522)
-            if any(not 0 <= i < vocabulary for i in ids):
-                raise ConfigError(f"instruction {role} has token ids {ids}: expected numbers below vocab_size {vocabulary}")
-        for name in ("token_dim", "projection_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}: expected a probability below 1")
-        routes = self.route_table
-        if self.image_kv and set(self.image_kv) != set(routes):
-            raise ConfigError("image_kv and routes name different layers: expected the same paths in both")
-        _ = self.layout
-
-    @property
-    def route_table(self) -> dict[str, str]:
-        """Layer path -> "style" | "content" | "both"."""
-        return resolve_routes(self.routes)
-
-    @property
-    def layout(self) -> TokenLayout:
-        """Where the tokens lie in prompt_embeds."""
-        return TokenLayout(text_length=self.text_length, num_tokens=self.num_tokens)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as written to config.json."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "AdapterConfig":
-        """The inverse of to_dict. Unknown keys raise ConfigError."""
-        return _build(cls, data, "adapter config")
-
-
-def _build(cls: type, data: Mapping[str, Any], what: str) -> Any:
-    names = {f.name for f in fields(cls)}
-    if unknown := sorted(data.keys() - names):
-        raise ConfigError(f"unknown keys in {what}: {', '.join(unknown)}: expected some of {', '.join(sorted(names))}")
-    try:
-        return cls(**data)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{what} cannot be used: {error}") from error
-
-
 class DEADiffAdapter(nn.Module):
-    """One adapter, many bases. `state_dict()` holds what is trained and, once, the frozen vision tower; the U-Net is never a child.
+    """One adapter, many bases. `state_dict()` holds what is trained and, once, the frozen eye; the U-Net is never a child.
 
     >>> adapter.inject(pipe.unet)
     >>> tokens = adapter.encode(style=picture)
@@ -131,7 +46,7 @@ class DEADiffAdapter(nn.Module):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         if not config.vision or not config.image_kv:
-            raise ConfigError("the adapter's config has no vision or image_kv sizes: make it with DEADiffAdapter.from_base(unet, vision, config)")
+            raise ConfigError("the config has no vision or image_kv sizes: use DEADiffAdapter.from_base(unet, vision, config)")
         self.config = config
         try:
             self.vision = _headless(CLIPVisionModel(CLIPVisionConfig(**config.vision)))
@@ -150,23 +65,27 @@ class DEADiffAdapter(nn.Module):
                 }
             )
         except (ValueError, TypeError) as error:  # transformers refuses impossible sizes in its own words
-            raise ConfigError(f"the adapter's vision or qformer sizes cannot be built: {str(error).splitlines()[-1].strip()}") from error
+            reason = str(error).splitlines()[-1].strip()
+            raise ConfigError(f"the config's vision or qformer sizes cannot be built: {reason}") from error
         self.image_kv = nn.ModuleDict({_key(path): ImageKV(config.token_dim, dim) for path, dim in config.image_kv.items()})
-        self._injected: list[tuple[Attention, Any, Any]] = []  # (layer, original processor, ours); a list, so that no Module is registered
+        self._injected: list[
+            tuple[Attention, Any, Any]
+        ] = []  # (layer, original processor, ours); in a list nothing is registered
 
     @classmethod
     def from_base(cls, unet: nn.Module, vision: CLIPVisionModel, config: AdapterConfig, seed: int = 0) -> "DEADiffAdapter":
-        """An untrained adapter for training: image K/V are copies of the text's, the eye is `vision` without its last block (hidden_states[-2]).
+        """An untrained adapter: image K/V start as copies of the text's, the eye is `vision` up to hidden_states[-2].
 
-        The paper starts the Q-Formers from BLIP-Diffusion's; here they start at random (seed), load your own into `.extractors` if you have any.
+        The paper starts the Q-Formers from BLIP-Diffusion's; here they start at random (seed): load others into `.extractors`.
         """
         layers = match_routes(unet, config.route_table)
-        widths = {layer.to_k.in_features for layer in layers.values()}
+        shapes = {path: _kv_shape(layer) for path, layer in layers.items()}
+        widths = {width for width, _ in shapes.values()}
         if widths != {config.token_dim}:
-            raise ConfigError(f"token_dim is {config.token_dim}, this U-Net reads tokens of width {sorted(widths)}: set token_dim to that")
+            raise ConfigError(f"token_dim is {config.token_dim}, but this U-Net reads tokens of width {sorted(widths)}")
         sizes = {k: v for k, v in vision.config.to_dict().items() if k in VISION_KEYS}
         sizes["num_hidden_layers"] -= 1
-        config = replace(config, vision=sizes, image_kv={path: layer.to_k.out_features for path, layer in layers.items()})
+        config = replace(config, vision=sizes, image_kv={path: dim for path, (_, dim) in shapes.items()})
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -175,28 +94,35 @@ class DEADiffAdapter(nn.Module):
         adapter.vision.load_state_dict({k: v for k, v in vision.state_dict().items() if k in eye})
         with torch.no_grad():
             for path, layer in layers.items():
-                kv = adapter.image_kv[_key(path)]
-                kv.to_k.weight.copy_(layer.to_k.weight)
-                kv.to_v.weight.copy_(layer.to_v.weight)
+                kv = adapter.kv(path)
+                kv.to_k.weight.copy_(layer.to_k.weight)  # pyright: ignore[reportOptionalMemberAccess]
+                kv.to_v.weight.copy_(layer.to_v.weight)  # pyright: ignore[reportOptionalMemberAccess]
         return adapter
+
+    def kv(self, path: str) -> ImageKV:
+        """The image K/V of one layer, by its route path."""
+        module = self.image_kv[_key(path)]
+        assert isinstance(module, ImageKV)
+        return module
 
     # ---- the U-Net ----
 
     def inject(self, unet: nn.Module, controlnet: nn.Module | Sequence[nn.Module] | None = None) -> None:
         """Give every cross-attention layer of `unet` its joint processor; a ControlNet's layers will see the text alone.
 
-        Weights stay in their own precision and place: where those differ from the U-Net's, the K/V weights are cast at each use.
-        Load the adapter in the U-Net's dtype to avoid that. Raises ConfigError, leaving the U-Net as it was, when the adapter does not fit.
+        The adapter's weights keep their dtype and device: where the U-Net's differ, K/V weights are cast at each use, so load the
+        adapter in the U-Net's to save that. Raises ConfigError, leaving the U-Net as it was, when the adapter does not fit.
         """
         if self._injected:
             raise ConfigError("this adapter is injected already: call eject() first")
         layers = match_routes(unet, self.config.route_table)
         for path, layer in layers.items():
-            got, expected = (layer.to_k.out_features, layer.to_k.in_features), (self.config.image_kv[path], self.config.token_dim)
+            got, expected = _kv_shape(layer), (self.config.token_dim, self.config.image_kv[path])
             if got != expected:
-                raise ConfigError(f"layer {path} of this U-Net has K/V of {got}, the adapter of {expected} (out, in): was it made for another base?")
-        nets = [] if controlnet is None else list(getattr(controlnet, "nets", controlnet if isinstance(controlnet, Sequence) else [controlnet]))
-        control = [layer for net in nets for layer in cross_attention_layers(net).values()]
+                raise ConfigError(
+                    f"K/V of {path} are {got} in this U-Net, {expected} in the adapter: was it made for another base?"
+                )
+        control = [layer for net in _nets(controlnet) for layer in cross_attention_layers(net).values()]
         for layer in (*layers.values(), *control):
             taken = type(layer.processor).__name__
             if isinstance(layer.processor, JointAttnProcessor | TextOnlyAttnProcessor) or "IPAdapter" in taken:
@@ -204,8 +130,7 @@ class DEADiffAdapter(nn.Module):
 
         layout, table = self.config.layout, self.config.route_table
         for path, layer in layers.items():
-            kv = self.image_kv[_key(path)]
-            self._replace(layer, JointAttnProcessor(kv, table[path], layout, layer.processor, self.config.attention))
+            self._replace(layer, JointAttnProcessor(self.kv(path), table[path], layout, layer.processor, self.config.attention))
         for layer in control:
             self._replace(layer, TextOnlyAttnProcessor(layout, layer.processor))
 
@@ -240,8 +165,8 @@ class DEADiffAdapter(nn.Module):
     def encode(self, style: Any = None, content: Any = None) -> Tokens:
         """Reference pictures -> tokens, for inference (eval mode is the caller's; from_pretrained gives it).
 
-        Each role takes a picture (PIL, uint8 array, tensor in [-1, 1]), a batch (list of pictures, 4-D array or tensor: one row each), or a
-        mixture [(picture, weight), ...], the weighted mean of their tokens: one row.
+        Each role takes a picture (PIL, uint8 array, tensor in [-1, 1]), a batch (list of pictures, 4-D array or tensor: one row
+        each), or a mixture [(picture, weight), ...], the weighted mean of their tokens: one row.
         """
         same = content is style  # one look at the picture serves both roles
         pixels, weights = self._pixels(style)
@@ -252,10 +177,9 @@ class DEADiffAdapter(nn.Module):
     def _pixels(self, pictures: Any) -> tuple[Tensor | None, list[float] | None]:
         if pictures is None:
             return None, None
-        mixture = isinstance(pictures, Sequence) and len(pictures) > 0 and all(isinstance(p, tuple) and len(p) == 2 for p in pictures)
-        weights = [float(weight) for _, weight in pictures] if mixture else None
-        batch: Picture | list[Picture] = [picture for picture, _ in pictures] if mixture else pictures
-        return self.config.preprocess(batch), weights
+        if isinstance(pictures, list) and pictures and all(isinstance(p, tuple) and len(p) == 2 for p in pictures):
+            return self.config.preprocess([picture for picture, _ in pictures]), [float(weight) for _, weight in pictures]
+        return self.config.preprocess(pictures), None
 
     def embed(
         self,
@@ -265,9 +189,9 @@ class DEADiffAdapter(nn.Module):
         strength: float | Tensor = 1.0,
         content_strength: float | Tensor = 1.0,
     ) -> Float[Tensor, "B U C"]:
-        """[text | strength*style | content_strength*content], the prompt_embeds of any pipeline; text_embeds themselves where no role is live.
+        """[text | strength*style | content_strength*content], the prompt_embeds of any pipeline; without tokens: text_embeds.
 
-        Tokens are (B, I, C), or (1, I, C) for the whole batch; strengths are numbers or one per sample (B,), the official img_weight.
+        Tokens are (B, I, C) or (1, I, C) for the whole batch; strengths (official img_weight) are numbers, or one per sample.
         An idle role is zeros, which still take part in the softmax (official); for the unconditional half use idle().
         """
         if style_tokens is None and content_tokens is None:
@@ -279,7 +203,7 @@ class DEADiffAdapter(nn.Module):
                 continue
             expected = (self.config.num_tokens, width)
             if tokens.ndim != 3 or tokens.shape[1:] != expected or len(tokens) not in (1, batch):
-                raise ConfigError(f"{role} tokens are {tuple(tokens.shape)}: expected ({batch}, {expected[0]}, {width}) for these text_embeds")
+                raise ConfigError(f"{role} tokens are {tuple(tokens.shape)}: expected {(batch, *expected)} for these text_embeds")
             weight = torch.as_tensor(weight, device=tokens.device, dtype=torch.float32)
             if weight.ndim > 1 or weight.numel() not in (1, batch):
                 raise ConfigError(f"strength has {weight.numel()} numbers: expected one, or one for each of the {batch} prompts")
@@ -287,16 +211,16 @@ class DEADiffAdapter(nn.Module):
         return torch.cat([text_embeds, image], dim=1)
 
     def idle(self, tokens: Tokens) -> Tokens:
-        """Zero tokens for the unconditional half (official: uc): same length as the conditional half, or nothing where that has nothing."""
+        """Zero tokens for the unconditional half (official: uc), as long as the conditional half; nothing for nothing."""
         return Tokens(*(None if t is None else torch.zeros_like(t) for t in tokens))
 
     @property
     def device(self) -> torch.device:
-        return self.extractors["style"].query_tokens.device
+        return next(self.extractors.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.extractors["style"].query_tokens.dtype
+        return next(self.extractors.parameters()).dtype
 
     # ---- files ----
 
@@ -320,9 +244,9 @@ class DEADiffAdapter(nn.Module):
         device: str | torch.device | None = None,
         revision: str | None = None,
     ) -> "DEADiffAdapter":
-        """A folder (an adapter's, or a model's with a deadiff/ folder in it) or a hub id -> the adapter in eval mode, in the file's dtype.
+        """A folder (an adapter's, or a model's with deadiff/ in it) or a hub id -> the adapter, in eval mode and its dtype.
 
-        Runs no code from the source. Raises CheckpointError for missing, unknown or misshapen weights, ConfigError for a bad config.
+        Runs no code from the source. Raises CheckpointError (missing, unknown, misshapen weights), ConfigError for a bad config.
         """
         folder = adapter_folder(source, revision)
         adapter = cls._from_weights(read_config(folder), read_weights(folder / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
@@ -342,7 +266,13 @@ class DEADiffAdapter(nn.Module):
         return adapter
 
     def push_to_hub(
-        self, repo_id: str, *, dtype: torch.dtype | None = None, private: bool | None = None, token: str | None = None, message: str | None = None
+        self,
+        repo_id: str,
+        *,
+        dtype: torch.dtype | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload DEADiff adapter",
     ) -> str:
         """Save and upload to the Hugging Face hub, with a card that repeats the provenance. Returns the commit's address."""
         from huggingface_hub import HfApi
@@ -352,7 +282,7 @@ class DEADiffAdapter(nn.Module):
             self.save_pretrained(folder, dtype)
             Path(folder, CARD_NAME).write_text(self._card(repo_id))
             api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message or "Upload DEADiff adapter")
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         return commit.commit_url
 
     def _card(self, repo_id: str) -> str:
@@ -369,8 +299,21 @@ def _key(path: str) -> str:
 
 def _headless(vision: CLIPVisionModel) -> CLIPVisionModel:
     """Frozen, and without the final norm, which only the unused class embedding goes through."""
-    vision.post_layernorm = nn.Identity()
+    vision.add_module("post_layernorm", nn.Identity())
     return vision.requires_grad_(False).eval()
+
+
+def _kv_shape(layer: Any) -> tuple[int, int]:
+    """(width of a token, width of keys and values) of a diffusers Attention, LoRA or not."""
+    return layer.to_k.in_features, layer.to_k.out_features
+
+
+def _nets(controlnet: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    """One ControlNet, several, or diffusers' MultiControlNetModel -> a list."""
+    if controlnet is None:
+        return []
+    nets = getattr(controlnet, "nets", controlnet)
+    return [nets] if isinstance(nets, nn.Module) and not isinstance(nets, nn.ModuleList) else list(nets)
 
 
 def _mix(tokens: Tensor | None, weights: list[float] | None) -> Tensor | None:
@@ -381,61 +324,3 @@ def _mix(tokens: Tensor | None, weights: list[float] | None) -> Tensor | None:
         raise ConfigError(f"reference weights are {weights}: expected numbers of at least 0, not all 0")
     share = tokens.new_tensor(weights) / sum(weights)
     return (tokens * share.view(-1, 1, 1)).sum(0, keepdim=True)
-
-
-def write_whole(directory: Path, writers: Mapping[str, Any]) -> None:
-    """Files are written under temporary names and renamed when all are complete: a full disk leaves the folder as it was."""
-    existed = directory.is_dir()
-    written: list[tuple[Path, Path]] = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            handle, temporary = mkstemp(prefix=".", suffix=f".{name}", dir=directory)
-            os.close(handle)
-            written.append((Path(temporary), directory / name))
-            write(Path(temporary))
-        for temporary, final in written:
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, final)
-    except (OSError, SafetensorError) as error:
-        for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
-        if not existed and directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
-        raise CheckpointError(f"cannot write {', '.join(writers)} into '{directory}': {error}: nothing was written") from error
-
-
-def read_config(folder: Path) -> AdapterConfig:
-    """DIR/config.json -> AdapterConfig. Raises CheckpointError when it is not an adapter's, ConfigError when it is but cannot be used."""
-    path = folder / CONFIG_NAME
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read '{path}': {error}: expected the config.json of a DEADiff adapter") from error
-    if not isinstance(data, dict) or "routes" not in data:
-        raise CheckpointError(f"'{path}' is not the config of a DEADiff adapter: expected keys such as routes and num_tokens")
-    try:
-        return AdapterConfig.from_dict(data)
-    except ConfigError as error:
-        raise ConfigError(f"'{path}': {error}") from error
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file -> tensors, mapped. Raises CheckpointError when it is missing, truncated or something else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read '{path}' as safetensors: {error}: download or convert it again") from error
-
-
-def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    """Strict loading with readable errors: the same keys, the same shapes. Raises CheckpointError."""
-    if missing := [k for k in expected if k not in weights]:
-        raise CheckpointError(f"{len(missing)} of {len(expected)} weights are missing in '{source}', first {missing[0]}: is the file complete?")
-    if unknown := [k for k in weights if k not in expected]:
-        raise CheckpointError(f"{len(unknown)} weights of '{source}' are unknown, first {unknown[0]}: does its config.json belong to it?")
-    for key, tensor in expected.items():
-        if tensor.shape != weights[key].shape:
-            got = tuple(weights[key].shape)
-            raise CheckpointError(f"{key} in '{source}' has shape {got}: expected {tuple(tensor.shape)} by its config.json")

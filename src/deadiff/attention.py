@@ -1,4 +1,4 @@
-"""The mechanism: one softmax over text keys and the image keys of the layer's own role (paper equation 2; official class CrossAttention).
+"""The mechanism: one softmax over text keys and the image keys of the layer's own role (paper section 3.2).
 
 B batch, L latent tokens (h*w), T text tokens of one chunk, I image tokens of one role, N heads, D head width, C = N*D.
 `encoder_hidden_states` arrive as [text | style | content]; its length alone tells whether images take part (TokenLayout).
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,9 +53,9 @@ ATTENTION = {"joint": joint_attention, "separate": separate_attention}
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """How text and image tokens share `encoder_hidden_states`: n*T text tokens, or n*T text + I style + I content (+ one empty slot).
+    """How text and image tokens share `encoder_hidden_states`: n*T text tokens, or n*T text + I style + I content.
 
-    The length must tell the two cases apart, so where 2*I is a multiple of T (T = 32, I = 16) one empty token follows that no layer reads.
+    The length must tell the two cases apart: where 2*I is a multiple of T (both 32) one empty token follows, read by no layer.
     """
 
     text_length: int  # tokens in one chunk of the text encoder
@@ -78,8 +77,8 @@ class TokenLayout:
             if text > 0 and text % self.text_length == 0:
                 return text
         raise ConfigError(
-            f"prompt_embeds hold {length} tokens: expected a multiple of {self.text_length} (text alone) or {self.image_length} more "
-            "(text + style + content): make them with adapter.embed()"
+            f"prompt_embeds hold {length} tokens: expected a multiple of {self.text_length} (text alone) "
+            f"or {self.image_length} more (text + style + content): make them with adapter.embed()"
         )
 
     def image_slice(self, role: str) -> slice:
@@ -102,7 +101,7 @@ class ImageKV(nn.Module):
 
 
 class JointAttnProcessor:
-    """A diffusers attention processor: text and this layer's role in one softmax; text alone goes through the original processor untouched.
+    """A diffusers attention processor: text and this layer's role in one softmax; text alone goes through the original processor.
 
     A plain object on purpose: a Module would be registered in the U-Net and its weights would enter the U-Net's state_dict.
     Otherwise it is diffusers' AttnProcessor2_0 step for step, whatever wraps to_q, to_k, to_v (LoRA) or sits before them (norms).
@@ -115,7 +114,7 @@ class JointAttnProcessor:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,  # diffusers Attention, whose parts are Optional to a type checker
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -163,10 +162,10 @@ class JointAttnProcessor:
         return hidden_states / attn.rescale_output_factor
 
     @staticmethod
-    def _split_heads(attn: Attention, x: Tensor) -> Tensor:
+    def _split_heads(attn: Any, x: Tensor) -> Tensor:
         return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, L, N*D) -> (B, N, L, D)
 
-    def _mask(self, attn: Attention, mask: Tensor | None, text_tokens: int, length: int, batch: int) -> Tensor | None:
+    def _mask(self, attn: Any, mask: Tensor | None, text_tokens: int, length: int, batch: int) -> Tensor | None:
         """A mask over all tokens, or over the text alone -> one over this layer's keys, (B, N, 1 or L, T + I)."""
         if mask is None:
             return None
@@ -185,7 +184,7 @@ class TextOnlyAttnProcessor:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,  # diffusers Attention, whose parts are Optional to a type checker
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -1,4 +1,4 @@
-"""What one role reads out of a reference picture: preprocessing, Q-Former with an instruction word, projection (paper section 3.1).
+"""What one role reads out of a reference picture: preprocessing, Q-Former told a word, projection (paper section 3.1).
 
 B batch, S picture side in pixels, V vision tokens (class token and patches), W vision width, I image tokens, C token width.
 """
@@ -41,7 +41,7 @@ class Preprocess:
             object.__setattr__(self, name, value)
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "B 3 S S"]:
-        """PIL, uint8 arrays (H, W, 3) or (B, H, W, 3), tensors in [-1, 1] (3, H, W) or (B, 3, H, W), or a list of them (sizes may differ)."""
+        """PIL, uint8 arrays ([B,] H, W, 3), tensors in [-1, 1] ([B,] 3, H, W), or a list of them, whose sizes may differ."""
         if isinstance(pictures, Tensor | np.ndarray) and pictures.ndim == 4:
             batch = [self._pixels(x) for x in pictures] if isinstance(pictures, np.ndarray) else [self._resize_tensor(pictures)]
         elif isinstance(pictures, Image.Image | np.ndarray | Tensor):
@@ -84,7 +84,7 @@ class Preprocess:
         return picture.resize((s, s), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
     def _resize_tensor(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 3, S, S) in [0, 1], on the tensor's device: for training, where pictures are tensors already."""
+        """(B, 3, H, W) in [-1, 1] -> (B, 3, S, S) in [0, 1], on the tensor's device: for pictures that are tensors already."""
         if not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
             raise ReferenceError(f"reference tensor is {x.dtype} {tuple(x.shape)}: expected floats in [-1, 1], (B, 3, H, W)")
         x = (x + 1) / 2
@@ -108,7 +108,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class Projection(nn.Module):
-    """x + dropout(dense2(quick_gelu(dense1(LayerNorm(x))))): pre-norm, and the residual is the un-normalised input (official proj_layer).
+    """x + dropout(dense2(quick_gelu(dense1(LayerNorm(x))))): the residual is the un-normalised input (official proj_layer).
 
     Where the base reads wider tokens than the Q-Former writes (SDXL), one more linear layer follows; the released model has none.
     """

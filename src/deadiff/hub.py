@@ -21,10 +21,12 @@ def fetch(repo_id: str, patterns: list[str], revision: str | None = None, purpos
     except HFValidationError as error:
         raise CheckpointError(f"'{repo_id}' is neither a folder here nor a hub id like owner/name") from error
     except RepositoryNotFoundError as error:
-        raise CheckpointError(f"no repository '{repo_id}' on the hub (or it is private), and no such folder here: check the name or log in") from error
+        raise CheckpointError(
+            f"no repository '{repo_id}' on the hub, or it is private: check the name or run `hf auth login`"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"cannot download {purpose} ('{repo_id}') from the Hugging Face hub ({type(error).__name__}): on a machine with network run "
+            f"cannot download {purpose} from the Hugging Face hub ({type(error).__name__}): on a machine with network run "
             f"`hf download {repo_id} --local-dir DIR` (files: {files}), copy DIR here and give its path instead of '{repo_id}'"
         ) from error
 
@@ -35,12 +37,15 @@ def adapter_folder(source: str | Path, revision: str | None = None) -> Path:
     if not path.exists():
         looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
         if looks_local:
-            raise CheckpointError(f"no adapter at '{source}': expected a folder with config.json and model.safetensors, or a hub id owner/name")
+            expected = "a folder with config.json and model.safetensors, or a hub id owner/name"
+            raise CheckpointError(f"no adapter at '{source}': expected {expected}")
         patterns = [f"{prefix}{name}" for prefix in ("", f"{ADAPTER_FOLDER}/") for name in ("config.json", "model.safetensors")]
         path = fetch(str(source), patterns, revision, "the adapter")
     if not path.is_dir():
-        raise CheckpointError(f"'{source}' is a file: expected an adapter's folder; an official checkpoint is read by `deadiff convert`")
+        raise CheckpointError(
+            f"'{source}' is a file: expected an adapter's folder (`deadiff convert` makes one from a checkpoint)"
+        )
     for folder in (path / ADAPTER_FOLDER, path):
         if (folder / "config.json").is_file():
             return folder
-    raise CheckpointError(f"no adapter in '{path}': expected config.json and model.safetensors there or in its {ADAPTER_FOLDER}/ folder")
+    raise CheckpointError(f"no adapter in '{path}': expected config.json there or in its {ADAPTER_FOLDER}/ folder")

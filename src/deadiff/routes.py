@@ -1,8 +1,8 @@
 """Which cross-attention layer listens to which role (paper section 3.2: style enters the fine layers, content the coarse ones).
 
-A route table maps a layer's path to a role. The path is that of the attention block (`down_blocks.0.attentions.0`) where the block holds one
-transformer block, as in Stable Diffusion 1.x, and `...attentions.0.transformer_blocks.3` where it holds several, as in SDXL. Tables are keyed by
-path, never by position: `unet.attn_processors` lists the middle block last, execution does not.
+A route table maps a layer's path to a role. The path is that of the attention block (`down_blocks.0.attentions.0`) where the
+block holds one transformer block, as in Stable Diffusion 1.x, and `...attentions.0.transformer_blocks.3` where it holds several,
+as in SDXL. Tables are keyed by path, never by position: `unet.attn_processors` lists the middle block last, execution does not.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def _route(paths: list[str], content: tuple[str, ...]) -> dict[str, Role]:
     return {p: Role.CONTENT if f"{p}.".startswith(tuple(f"{c}." for c in content)) else Role.STYLE for p in paths}
 
 
-# The released model: 16 layers in execution order, content in the 4th to the 8th (official class SpatialTransformer, image layer ids 4..8).
+# The released model: 16 layers in execution order, counted from 0; content enters 4 to 8.
 _SD15 = _paths(
     ("down_blocks.0", 2, 1),
     ("down_blocks.1", 2, 1),
@@ -62,10 +62,11 @@ _ICONS = _paths(
     ("up_blocks.1", 3, 1),
     ("up_blocks.2", 3, 1),
 )
-# SDXL: 70 layers, attention at two resolutions only. DEADiff's coarse set is the lowest resolution with attention (both down blocks, the middle, the
-# first up blocks), here down_blocks.2, mid_block and up_blocks.0. Within up_blocks.0, InstantStyle (arXiv 2404.02733, section 3.3) finds by elimination that
-# attentions.1 carries style (and down_blocks.2.attentions.1 layout), and DEADiff's own table gives the last attention before the upsampler to style:
-# so only attentions.0 of up_blocks.0 is content. The choice is reasoned, not trained: no DEADiff weights exist for SDXL.
+# SDXL: 70 layers, attention at two resolutions only. DEADiff's coarse set is the lowest resolution with attention, on the way
+# down, in the middle and on the way up: here down_blocks.2, mid_block, up_blocks.0. Of up_blocks.0, InstantStyle (arXiv
+# 2404.02733) finds that attentions.1 carries style (and that down_blocks.2.attentions.1 carries layout), and DEADiff's own table
+# gives the last attention before the upsampler to style: so attentions.0 alone is content there. Reasoned, not trained: no
+# DEADiff weights exist for SDXL.
 _SDXL = _paths(
     ("down_blocks.1", 2, 2),
     ("down_blocks.2", 2, 10),
@@ -85,7 +86,7 @@ def resolve_routes(routes: str | Mapping[str, str]) -> dict[str, str]:
     """A table's name or a table of one's own (path -> "style" | "content" | "both") -> a checked table. Raises ConfigError."""
     if isinstance(routes, str):
         if routes not in ROUTES:
-            raise ConfigError(f"no route table is called {routes!r}: expected one of {', '.join(ROUTES)}, or a table of path -> role")
+            raise ConfigError(f"no route table is called {routes!r}: expected {', '.join(ROUTES)}, or a table of path -> role")
         return {path: role.value for path, role in ROUTES[routes].items()}
     allowed = [*(role.value for role in Role), BOTH]
     for path, role in routes.items():
@@ -98,7 +99,8 @@ def resolve_routes(routes: str | Mapping[str, str]) -> dict[str, str]:
 
 def cross_attention_layers(unet: nn.Module) -> dict[str, Attention]:
     """Route path -> cross-attention module, for every text cross-attention of a diffusers U-Net or ControlNet."""
-    found = {name: m for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith(".attn2") and m.is_cross_attention}
+    attentions = {name: m for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith(".attn2")}
+    found = {name: m for name, m in attentions.items() if m.is_cross_attention}
     depth: dict[str, int] = {}  # attention block -> transformer blocks in it
     for name in found:
         block = name.rpartition(".transformer_blocks.")[0]
@@ -116,8 +118,7 @@ def match_routes(unet: nn.Module, routes: Mapping[str, str]) -> dict[str, Attent
     unrouted, unknown = sorted(layers.keys() - routes.keys()), sorted(routes.keys() - layers.keys())
     if unrouted or unknown:
         raise ConfigError(
-            f"the route table does not fit this U-Net: {len(unrouted)} of its {len(layers)} cross-attention layers have no role "
-            f"({', '.join(unrouted[:3]) or 'none'}), {len(unknown)} routed paths do not exist in it ({', '.join(unknown[:3]) or 'none'}): "
-            "was the adapter made for another base model?"
+            f"the route table does not fit this U-Net: {len(unrouted)} of its {len(layers)} cross-attention layers have no role"
+            f" {unrouted[:2]}, {len(unknown)} routed paths do not exist in it {unknown[:2]}: was it made for another base model?"
         )
     return {path: layers[path] for path in routes}
