@@ -41,8 +41,8 @@ class Package:
 class ArtSet:
     """The same subjects drawn by one hand.
 
-    `family` names the drawing: sets of one family share their outlines and differ in finish only, so a picture of one
-    gives the drawing of the other away (splits.py holds out whole families).
+    `family` names the drawing: sets of one family share their outlines (all of Fluent, both EmojiOne 2, and for a good part of
+    the subjects both Noto), so a picture of one gives the drawing of the other away: splits.py holds out whole families.
     """
 
     name: str
@@ -95,7 +95,7 @@ SETS: tuple[ArtSet, ...] = (
         name="noto-v1",
         package=_iconify("noto-v1", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
         kind="iconify",
-        family="noto-v1",
+        family="noto",
         licence="Apache-2.0",
         attribution="Noto Emoji v1 (the blobs), (c) Google Inc.",
         url=_NOTO_URL,

@@ -51,7 +51,7 @@ def _read_iconify(art_set: ArtSet, archive: Path, subjects: list[Subject]) -> di
         chars = json.load(_member(tar, "package/chars.json"))
     names = {hexcode_of(code): name for code, name in chars.items()}
     if not names:  # no code points recorded: align by the name
-        names = match_by_name(subjects, [*icons["icons"], *icons.get("aliases", {})])
+        names = match_by_name(subjects, [*icons["icons"], *icons.get("aliases", {})], art_set.name)
     wanted = {subject.hexcode for subject in subjects}
     return {
         code: Drawing(subject=code, kind="svg", source=_iconify_svg(icons, name)) for code, name in names.items() if code in wanted

@@ -11,6 +11,11 @@ from pathlib import Path
 
 from deadiff.data.art import EMOJIBASE, EMOJILIB
 
+# names that mean another thing in that set than their spelling says: the right hexcode, or None for no subject at all
+MISNAMED: dict[str, dict[str, str | None]] = {
+    "fxemoji": {"wave": "1F30A", "up": None, "down": None},
+    "streamline-emojis": {"japan": None},  # the flag
+}
 _KEPT_FLAGS = {"flag"}  # subgroup: chequered, black, white, pirate...; countries and subdivisions are colours without a drawing
 
 
@@ -67,17 +72,19 @@ def read_subjects(archives: dict[str, Path]) -> list[Subject]:
     return subjects
 
 
-def match_by_name(subjects: list[Subject], names: list[str]) -> dict[str, str]:
+def match_by_name(subjects: list[Subject], names: list[str], set_name: str = "") -> dict[str, str]:
     """Hexcode -> name, for sets that are keyed by words. A name is used once; a more trusted tier wins over a less trusted one.
 
     A trailing '-1', '-2' (variants of one subject) is tried after the bare name.
     """
+    misnamed = MISNAMED.get(set_name, {})
+    matched = {hexcode: name for name, hexcode in misnamed.items() if hexcode and name in names}
+    names = [name for name in names if name not in misnamed]
     by_slug: dict[str, str] = {}
     for name in sorted(names, key=lambda name: (bool(re.search(r"-\d$", name)), name)):
         by_slug.setdefault(slug(name), name)
     for name in sorted(names):
         by_slug.setdefault(slug(re.sub(r"-\d$", "", name)), name)
-    matched: dict[str, str] = {}
     used: set[str] = set()
     for tier in range(max(len(subject.names) for subject in subjects)):
         for subject in subjects:
