@@ -17,7 +17,7 @@ DEFAULT_CACHE = Path("~/.cache/deadiff/art")
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One archive: `npm pack NAME@VERSION` or `apt-get download NAME=VERSION` writes `file`, whose bytes must hash to `sha256`."""
+    """One archive: `npm pack NAME@VERSION` or `apt-get download NAME=VERSION` writes `file`; its bytes hash to `sha256`."""
 
     name: str
     version: str
@@ -66,7 +66,7 @@ EMOJIBASE = Package(
 )
 EMOJILIB = Package(name="emojilib", version="4.0.3", sha256="7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303")
 _OPENMOJI = Package(name="openmoji", version="17.0.0", sha256="55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68")
-_FLUENT = {"family": "fluent", "licence": "MIT", "attribution": "Fluent Emoji, (c) Microsoft Corporation"}
+_FLUENT = "Fluent Emoji, (c) Microsoft Corporation"
 _FLUENT_URL = "https://github.com/microsoft/fluentui-emoji"
 _NOTO_URL = "https://github.com/googlefonts/noto-emoji"
 _EMOJIONE = "EmojiOne 2, (c) EmojiOne (Ranks.com Inc.)"
@@ -124,14 +124,18 @@ SETS: tuple[ArtSet, ...] = (
         package=_iconify("fluent-emoji", "1.2.7", "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b"),
         kind="iconify",
         url=_FLUENT_URL,
-        **_FLUENT,
+        family="fluent",
+        licence="MIT",
+        attribution=_FLUENT,
     ),
     ArtSet(
         name="fluent-emoji-flat",
         package=_iconify("fluent-emoji-flat", "1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
         kind="iconify",
         url=_FLUENT_URL,
-        **_FLUENT,
+        family="fluent",
+        licence="MIT",
+        attribution=_FLUENT,
     ),
     ArtSet(
         name="fluent-emoji-high-contrast",
@@ -141,7 +145,9 @@ SETS: tuple[ArtSet, ...] = (
         kind="iconify",
         url=_FLUENT_URL,
         colour=False,
-        **_FLUENT,
+        family="fluent",
+        licence="MIT",
+        attribution=_FLUENT,
     ),
     ArtSet(
         name="fluent-3d",
@@ -153,7 +159,9 @@ SETS: tuple[ArtSet, ...] = (
         kind="webp",
         member="package/assets/",
         url=_FLUENT_URL,
-        **_FLUENT,
+        family="fluent",
+        licence="MIT",
+        attribution=_FLUENT,
     ),
     ArtSet(
         name="noto-mono",
@@ -258,7 +266,9 @@ def fetch(packages: Iterable[Package], cache: Path, *, offline: bool = False, on
             _download(package, archive)
         actual = hashlib.sha256(archive.read_bytes()).hexdigest()
         if actual != package.sha256:
-            raise DataError(f"'{archive}' has sha256 {actual[:16]}..., expected {package.sha256[:16]}...: delete it and run again")
+            raise DataError(
+                f"'{archive}' has sha256 {actual[:16]}..., expected {package.sha256[:16]}...: delete it and run again"
+            )
         archives[package.name] = archive
         on_done(package)
     return archives
@@ -267,7 +277,9 @@ def fetch(packages: Iterable[Package], cache: Path, *, offline: bool = False, on
 def _download(package: Package, archive: Path) -> None:
     client = package.command[0]
     if shutil.which(client) is None:
-        raise DataError(f"'{client}' is needed to fetch {package.name} {package.version} and is not installed: install it, or pass --art DIR")
+        raise DataError(
+            f"'{client}' is needed to fetch {package.name} {package.version} and is not installed: install it, or pass --art DIR"
+        )
     # one private folder a process and a package: two builds may share a cache, a killed one leaves no half archive behind
     work = archive.parent / f".{package.file}.{os.getpid()}"
     work.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from deadiff.data.palettes import PALETTES, pick, rgb
+from deadiff.data.palettes import PALETTES, one_of, pick, rgb
 from deadiff.data.picture import WHITE, Picture, blur, kernel, over, ramp
 from deadiff.data.textures import cells, clouds, coordinates, grain, paper, relief, shifted, stripes, vignette, wood
 
@@ -44,9 +44,13 @@ def mosaic(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def toy_bricks(p: Picture, rng: np.random.Generator) -> Drawn:
     """A baseplate of square plastic bricks with round studs."""
-    name, base = pick(rng, {"green": rgb("3aa655"), "blue": rgb("2f6fc9"), "grey": rgb("9ba3a8"), "sand": rgb("e0cf9f"), "white": rgb("f2f2ee")})
+    name, base = pick(
+        rng, {"green": rgb("3aa655"), "blue": rgb("2f6fc9"), "grey": rgb("9ba3a8"), "sand": rgb("e0cf9f"), "white": rgb("f2f2ee")}
+    )
     side = 26
-    paints = rgb("1b1b1b 5b3a21 c4281c f2705e f5cd2f fbe890 287f46 a5ca4f 0d69ac 7fb7e6 8a5db8 e4adc8 a3a2a4 f2f3f2 d9a86c f08c2e")
+    paints = rgb(
+        "1b1b1b 5b3a21 c4281c f2705e f5cd2f fbe890 287f46 a5ca4f 0d69ac 7fb7e6 8a5db8 e4adc8 a3a2a4 f2f3f2 d9a86c f08c2e"
+    )
     flats = rgb("1b1b1b c4281c 0d69ac f5cd2f f2f3f2")
     small = gridded(scene_of(p, flats, base, 0.85), side)
     mask = gridded(np.repeat(p.alpha[..., None], 3, 2), side)[..., 0] > 0.45
@@ -57,14 +61,20 @@ def toy_bricks(p: Picture, rng: np.random.Generator) -> Drawn:
     pitch = 128 / side
     u, v = x % pitch - pitch / 2, y % pitch - pitch / 2
     stud = np.hypot(u, v)
-    light = 0.16 * ramp(stud, 1.7, 1.2) - 0.22 * ramp(np.abs(stud - 1.75), 0.6, 0.1) * (u + v > 0) + 0.2 * ramp(np.abs(stud - 1.6), 0.5, 0.1) * (u + v < -0.8)
+    light = (
+        0.16 * ramp(stud, 1.7, 1.2)
+        - 0.22 * ramp(np.abs(stud - 1.75), 0.6, 0.1) * (u + v > 0)
+        + 0.2 * ramp(np.abs(stud - 1.6), 0.5, 0.1) * (u + v < -0.8)
+    )
     seam = ramp(np.maximum(np.abs(u), np.abs(v)), pitch / 2 - 0.7, pitch / 2) * 0.2
     return np.clip(scene * (1 + light - seam)[..., None] + 0.12 * np.clip(light, 0, 1)[..., None], 0, 1), name
 
 
 def pixel_art(p: Picture, rng: np.random.Generator) -> Drawn:
     """A sprite from an old video game: 32 cells a side, few colours, a dark outline, a flat backdrop."""
-    name, ground = pick(rng, {"sky": rgb("5c94fc"), "black": rgb("101018"), "dusk": rgb("3b2a5c"), "grass": rgb("5aa04a"), "sand": rgb("e8c07a")})
+    name, ground = pick(
+        rng, {"sky": rgb("5c94fc"), "black": rgb("101018"), "dusk": rgb("3b2a5c"), "grass": rgb("5aa04a"), "sand": rgb("e8c07a")}
+    )
     side = 32
     palette = list(PALETTES.values())[int(rng.integers(len(PALETTES)))]
     pic = p.shrunk(0.9)
@@ -73,7 +83,7 @@ def pixel_art(p: Picture, rng: np.random.Generator) -> Drawn:
     hsv[..., 1] = np.clip(hsv[..., 1] * 1.2, 0, 1)
     small = np.round(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 4) / 4
     mask = (gridded(np.repeat(pic.alpha[..., None], 3, 2), side)[..., 0] > 0.4).astype(np.uint8)
-    rim = cv2.dilate(mask, np.uint8([[0, 1, 0], [1, 1, 1], [0, 1, 0]])) - mask
+    rim = cv2.dilate(mask, np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)) - mask
     rows = np.arange(side)[:, None, None]
     back = np.where((rows > 26) & ((rows + np.arange(side)[None, :, None]) % 2 == 0), ground * 0.75, ground)
     back = np.where(rows > 29, ground * 0.75, back)
@@ -85,7 +95,9 @@ def pixel_art(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def cross_stitch(p: Picture, rng: np.random.Generator) -> Drawn:
     """Crossed threads on a woven ground of even holes."""
-    name, cloth = pick(rng, {"white cloth": rgb("f4f0e6"), "linen": rgb("d9c7a3"), "black cloth": rgb("2b2a2e"), "blue cloth": rgb("3f5d8a")})
+    name, cloth = pick(
+        rng, {"white cloth": rgb("f4f0e6"), "linen": rgb("d9c7a3"), "black cloth": rgb("2b2a2e"), "blue cloth": rgb("3f5d8a")}
+    )
     palette = list(PALETTES.values())[int(rng.integers(len(PALETTES)))]
     side = 32
     pitch = 128 / side
@@ -104,7 +116,16 @@ def cross_stitch(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def knitted(p: Picture, rng: np.random.Generator) -> Drawn:
     """Wool: rows of V stitches across figure and ground alike."""
-    name, wool = pick(rng, {"red wool": rgb("a8323a"), "blue wool": rgb("2f4f86"), "green wool": rgb("3c6b4f"), "cream wool": rgb("e9dfc8"), "grey wool": rgb("8a8d93")})
+    name, wool = pick(
+        rng,
+        {
+            "red wool": rgb("a8323a"),
+            "blue wool": rgb("2f4f86"),
+            "green wool": rgb("3c6b4f"),
+            "cream wool": rgb("e9dfc8"),
+            "grey wool": rgb("8a8d93"),
+        },
+    )
     palette = list(PALETTES.values())[int(rng.integers(len(PALETTES)))]
     rows, columns = 34, 28
     pic = p.shrunk(0.9)
@@ -123,7 +144,15 @@ def knitted(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def stained_glass(p: Picture, rng: np.random.Generator) -> Drawn:
     """Lit glass in lead: saturated panes, black cames, the ground in pieces."""
-    name, palette = pick(rng, {"jewel": rgb("3b0d5c b3122f 0f7a4d 1c54c4 f5b21a"), "rose": rgb("4a0d3a c2185b e8788a 6a4fc4 f7d9b0"), "sea": rgb("06324f 0c6e8f 16a79b 7fd1c6 f3e9a8"), "amber": rgb("5a1807 b5451b e58a1f 3f7f4f f9d65c")})
+    name, palette = pick(
+        rng,
+        {
+            "jewel": rgb("3b0d5c b3122f 0f7a4d 1c54c4 f5b21a"),
+            "rose": rgb("4a0d3a c2185b e8788a 6a4fc4 f7d9b0"),
+            "sea": rgb("06324f 0c6e8f 16a79b 7fd1c6 f3e9a8"),
+            "amber": rgb("5a1807 b5451b e58a1f 3f7f4f f9d65c"),
+        },
+    )
     number = int(rng.integers(16, 26))
     piece, joint = cells(rng, p.shape, number)
     shades = palette[rng.integers(1, 5, 64)] * rng.uniform(0.75, 1.1, (64, 1)).astype(np.float32)
@@ -133,9 +162,13 @@ def stained_glass(p: Picture, rng: np.random.Generator) -> Drawn:
     figure = np.round(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 5) / 5
     pane = over(ground, figure, p.alpha)
     glow = 1.12 - 0.35 * vignette(p.shape) + 0.09 * clouds(rng, p.shape, 10, 3)
-    lead = np.maximum(cv2.dilate(joint, kernel(1)) * (1 - p.alpha), cv2.dilate(np.maximum(p.lines, p.outline), kernel(0.9 * p.unit)))
+    lead = np.maximum(
+        cv2.dilate(joint, kernel(1)) * (1 - p.alpha), cv2.dilate(np.maximum(p.lines, p.outline), kernel(0.9 * p.unit))
+    )
     lead = np.clip(blur(lead, 0.5 * p.unit) * 1.2, 0, 1)
-    return over(np.clip(pane * glow[..., None], 0, 1), rgb("15130f") + 0.12 * np.clip(relief(lead, -2.2, 1.0), 0, 1)[..., None], lead), name
+    return over(
+        np.clip(pane * glow[..., None], 0, 1), rgb("15130f") + 0.12 * np.clip(relief(lead, -2.2, 1.0), 0, 1)[..., None], lead
+    ), name
 
 
 def paper_cut(p: Picture, rng: np.random.Generator) -> Drawn:
@@ -161,9 +194,23 @@ def paper_cut(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def embossed(p: Picture, rng: np.random.Generator) -> Drawn:
     """Blind embossing: heavy paper of one colour, pressed from behind, seen by its shadows alone."""
-    name, sheet = pick(rng, {"white": rgb("f3f1ec"), "rose": rgb("efd3d0"), "pale blue": rgb("d3e0ee"), "kraft": rgb("cbab7e"), "sage": rgb("cfdcc6"), "lilac": rgb("ddd3ea")})
+    name, sheet = pick(
+        rng,
+        {
+            "white": rgb("f3f1ec"),
+            "rose": rgb("efd3d0"),
+            "pale blue": rgb("d3e0ee"),
+            "kraft": rgb("cbab7e"),
+            "sage": rgb("cfdcc6"),
+            "lilac": rgb("ddd3ea"),
+        },
+    )
     small = p.shrunk(0.88)
-    height = 1.6 * blur(small.hard.astype(np.float32), 1.5 * p.unit) - 1.25 * blur(small.lines, 0.7 * p.unit) + 0.5 * blur(small.tone * small.alpha, p.unit)
+    height = (
+        1.6 * blur(small.hard.astype(np.float32), 1.5 * p.unit)
+        - 1.25 * blur(small.lines, 0.7 * p.unit)
+        + 0.5 * blur(small.tone * small.alpha, p.unit)
+    )
     light = relief(height, -2.3, 0.55)
     surface = sheet * (1 + 0.55 * np.minimum(light, 0) + 0.2 * np.maximum(light, 0) + 0.018 * grain(rng, p.shape, 0.7))[..., None]
     return np.clip(surface, 0, 1), name
@@ -171,7 +218,10 @@ def embossed(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def clay(p: Picture, rng: np.random.Generator) -> Drawn:
     """Modelling clay: rounded bodies with soft highlights and thumb marks on a pastel table."""
-    name, table = pick(rng, {"peach": rgb("f7cdb5"), "mint": rgb("bfe3d0"), "sky": rgb("bcd9ef"), "butter": rgb("f6e3a6"), "lilac": rgb("d8c8ec")})
+    name, table = pick(
+        rng,
+        {"peach": rgb("f7cdb5"), "mint": rgb("bfe3d0"), "sky": rgb("bcd9ef"), "butter": rgb("f6e3a6"), "lilac": rgb("d8c8ec")},
+    )
     palette = PALETTES["candy"] if rng.random() < 0.5 else PALETTES["tropical"]
     small = p.shrunk(0.84, (0, -2))
     ground = table * (1.03 - 0.12 * vignette(p.shape))[..., None]
@@ -179,7 +229,11 @@ def clay(p: Picture, rng: np.random.Generator) -> Drawn:
     ground = ground * (1 - 0.4 * cast[..., None])
     colour = over(blur(small.colours(palette), 1.1 * p.unit), small.colours(palette), 0.3)
     body = np.minimum(small.depth / p.unit, 9) / 9
-    height = 7 * np.sqrt(np.clip(1 - (1 - body) ** 2, 0, 1)) - 2.0 * blur(small.lines, 1.2 * p.unit) + 0.35 * clouds(rng, p.shape, 14, 2)
+    height = (
+        7 * np.sqrt(np.clip(1 - (1 - body) ** 2, 0, 1))
+        - 2.0 * blur(small.lines, 1.2 * p.unit)
+        + 0.35 * clouds(rng, p.shape, 14, 2)
+    )
     light = relief(blur(height.astype(np.float32), 1.3 * p.unit), -2.1, 0.16)
     lit = colour * (0.93 + 0.42 * light)[..., None] + 0.22 * ramp(light, 0.5, 1.0)[..., None]
     lit = over(lit, lit * 0.45, 0.5 * blur(small.lines, 0.8 * p.unit))
@@ -189,12 +243,23 @@ def clay(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def gold_foil(p: Picture, rng: np.random.Generator) -> Drawn:
     """Hot foil stamped on dark card."""
-    metal_name, metal = pick(rng, {"gold": rgb("4d3208 a8781f e3b94f fff1b8"), "rose gold": rgb("4f241c b0685a e8ac9a ffe6dc"), "silver": rgb("33373d 858c95 c9cfd6 ffffff")})
-    card_name, card = pick(rng, {"black": rgb("141416"), "midnight blue": rgb("10183a"), "emerald": rgb("083a2c"), "burgundy": rgb("3a0a18")})
+    metal_name, metal = pick(
+        rng,
+        {
+            "gold": rgb("4d3208 a8781f e3b94f fff1b8"),
+            "rose gold": rgb("4f241c b0685a e8ac9a ffe6dc"),
+            "silver": rgb("33373d 858c95 c9cfd6 ffffff"),
+        },
+    )
+    card_name, card = pick(
+        rng, {"black": rgb("141416"), "midnight blue": rgb("10183a"), "emerald": rgb("083a2c"), "burgundy": rgb("3a0a18")}
+    )
     ground = paper(rng, p.shape, card, 0.012, 0.008)
     x, y = coordinates(p.shape)
     angle = rng.uniform(0.4, 1.1)
-    sheen = 0.5 + 0.5 * np.sin((x * np.cos(angle) + y * np.sin(angle)) / 13 + 1.3 * clouds(rng, p.shape, 5, 2) + rng.uniform(0, 6))
+    sheen = 0.5 + 0.5 * np.sin(
+        (x * np.cos(angle) + y * np.sin(angle)) / 13 + 1.3 * clouds(rng, p.shape, 5, 2) + rng.uniform(0, 6)
+    )
     wrinkle = 0.2 * clouds(rng, p.shape, 26)
     place = np.clip(sheen + wrinkle, 0, 0.999) * 3
     low = place.astype(int)
@@ -215,11 +280,26 @@ def pottery(p: Picture, rng: np.random.Generator) -> Drawn:
     x, y = coordinates(p.shape)
     surface = np.broadcast_to(ground, (*p.shape, 3))
     small = p.shrunk(0.78)
-    inside = over(figure, clay_colour * 0.62 if red_figure else rgb("5a2a18"), ramp(1 - small.tone, 0.55, 0.75)[..., None] * (0.9 if red_figure else 0))
+    inside = over(
+        figure,
+        clay_colour * 0.62 if red_figure else rgb("5a2a18"),
+        ramp(1 - small.tone, 0.55, 0.75)[..., None] * (0.9 if red_figure else 0),
+    )
     inside = over(inside, rgb("efe0c0"), ramp(small.tone, 0.9, 0.97)[..., None] * (0 if small.mono else 0.85))
     surface = over(surface, inside, blur(small.hard.astype(np.float32), 0.6 * p.unit))
     surface = over(surface, ground, np.clip(small.lines * small.alpha, 0, 1))
-    pattern = np.uint8([[1, 1, 1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1, 1, 0], [1, 0, 1, 0, 0, 0, 1, 0], [1, 0, 1, 0, 1, 1, 1, 0], [1, 0, 1, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1, 1, 1]])
+    pattern = np.array(
+        [
+            [1, 1, 1, 1, 1, 1, 1, 1],
+            [1, 0, 0, 0, 0, 0, 0, 0],
+            [1, 0, 1, 1, 1, 1, 1, 0],
+            [1, 0, 1, 0, 0, 0, 1, 0],
+            [1, 0, 1, 0, 1, 1, 1, 0],
+            [1, 0, 1, 0, 0, 0, 0, 0],
+            [1, 0, 1, 1, 1, 1, 1, 1],
+        ],
+        np.uint8,
+    )
     for start in (0, 114):
         band = (y >= start) & (y < start + 14)
         row, column = np.clip(((y - start) / 2).astype(int), 0, 6), (x / 2).astype(int) % 8
@@ -227,14 +307,27 @@ def pottery(p: Picture, rng: np.random.Generator) -> Drawn:
         surface = np.where(band[..., None], np.where(key[..., None], figure, ground), surface)
     curve = 1.08 - 0.3 * ((x - 58) / 64) ** 2
     crackle = ramp(np.abs(clouds(rng, p.shape, 12)), 0.03, 0.0) * 0.12
-    return np.clip(surface * (curve - crackle + 0.03 * grain(rng, p.shape, 0.8))[..., None], 0, 1), "red figure" if red_figure else "black figure"
+    return np.clip(
+        surface * (curve - crackle + 0.03 * grain(rng, p.shape, 0.8))[..., None], 0, 1
+    ), "red figure" if red_figure else "black figure"
 
 
 def felt(p: Picture, rng: np.random.Generator) -> Drawn:
     """Appliqué: fuzzy pieces of felt, a dashed running stitch along the edge."""
-    name, ground = pick(rng, {"grey felt": rgb("7d8288"), "red felt": rgb("b53a3f"), "navy felt": rgb("2c3a5e"), "mustard felt": rgb("d2a03a"), "green felt": rgb("4c7a58")})
+    name, ground = pick(
+        rng,
+        {
+            "grey felt": rgb("7d8288"),
+            "red felt": rgb("b53a3f"),
+            "navy felt": rgb("2c3a5e"),
+            "mustard felt": rgb("d2a03a"),
+            "green felt": rgb("4c7a58"),
+        },
+    )
     palette = list(PALETTES.values())[int(rng.integers(len(PALETTES)))]
-    fibre = 0.055 * grain(rng, p.shape, 0.6) + 0.05 * np.maximum(cv2.blur(grain(rng, p.shape), (5, 2)), cv2.blur(grain(rng, p.shape), (2, 5)))
+    fibre = 0.055 * grain(rng, p.shape, 0.6) + 0.05 * np.maximum(
+        cv2.blur(grain(rng, p.shape), (5, 2)), cv2.blur(grain(rng, p.shape), (2, 5))
+    )
     small = p.shrunk(0.86)
     base = ground * (1 + fibre)[..., None]
     patch = (small.distance < 4.5 * p.unit).astype(np.float32)
@@ -254,29 +347,56 @@ def felt(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def stone(p: Picture, rng: np.random.Generator) -> Drawn:
     """Carved in low relief: rough stone, deep lines, light from above left."""
-    name, colour = pick(rng, {"sandstone": rgb("cdae7f"), "granite": rgb("8d9094"), "marble": rgb("dcdad6"), "slate": rgb("5f6a75")})
+    name, colour = pick(
+        rng, {"sandstone": rgb("cdae7f"), "granite": rgb("8d9094"), "marble": rgb("dcdad6"), "slate": rgb("5f6a75")}
+    )
     vein = ramp(np.abs(clouds(rng, p.shape, 3, 3)), 0.12, 0.0) * 0.18
-    height = 2.2 * blur(p.hard.astype(np.float32), 1.4 * p.unit) - 1.7 * blur(p.lines, 0.8 * p.unit) + 0.6 * blur(p.tone * p.alpha, p.unit)
+    height = (
+        2.2 * blur(p.hard.astype(np.float32), 1.4 * p.unit)
+        - 1.7 * blur(p.lines, 0.8 * p.unit)
+        + 0.6 * blur(p.tone * p.alpha, p.unit)
+    )
     height += 0.12 * clouds(rng, p.shape, 26, 2) + 0.05 * grain(rng, p.shape, 0.6)
     light = relief(height, -2.3, 0.6)
     sunk = 0.14 * blur(p.hard.astype(np.float32), 1.0)
     groove = 0.3 * blur(p.lines, 0.8 * p.unit)
-    rock = colour * (0.8 + sunk - groove + 0.5 * np.minimum(light, 0) + 0.3 * np.maximum(light, 0) - vein + 0.05 * grain(rng, p.shape, 0.8))[..., None]
+    rock = (
+        colour
+        * (
+            0.8 + sunk - groove + 0.5 * np.minimum(light, 0) + 0.3 * np.maximum(light, 0) - vein + 0.05 * grain(rng, p.shape, 0.8)
+        )[..., None]
+    )
     return np.clip(rock, 0, 1), name
 
 
 def coin(p: Picture, rng: np.random.Generator) -> Drawn:
     """Struck on a round coin with a beaded rim."""
-    name, dark, mid, light, cloth = (("gold", "5a3d0c", "d0a23a", "fff0b5", "5a1420"), ("silver", "3a3f46", "b2b9c2", "ffffff", "1d2b4f"), ("bronze", "3a1f10", "a9673a", "f5cfa5", "20342a"), ("copper", "4a1d10", "bf6a45", "ffd2b8", "2b2b33"))[int(rng.integers(4))]
+    name, dark, mid, light, cloth = one_of(
+        rng,
+        ("gold", "5a3d0c", "d0a23a", "fff0b5", "5a1420"),
+        ("silver", "3a3f46", "b2b9c2", "ffffff", "1d2b4f"),
+        ("bronze", "3a1f10", "a9673a", "f5cfa5", "20342a"),
+        ("copper", "4a1d10", "bf6a45", "ffd2b8", "2b2b33"),
+    )
     x, y = coordinates(p.shape)
     radius, angle = np.hypot(x - 64, y - 64), np.arctan2(y - 64, x - 64)
     small = p.shrunk(0.68)
-    height = 1.5 * blur(small.hard.astype(np.float32), 1.0 * p.unit) - 1.5 * blur(small.lines, 0.7 * p.unit) + 0.5 * blur(small.tone * small.alpha, 0.8 * p.unit)
-    height += 1.8 * blur(ramp(radius, 55, 56.5), 0.8 * p.unit) + 0.9 * ramp(np.abs(radius - 51.5), 1.8, 0.8) * ramp(np.sin(angle * 44), -0.2, 0.6)
+    height = (
+        1.5 * blur(small.hard.astype(np.float32), 1.0 * p.unit)
+        - 1.5 * blur(small.lines, 0.7 * p.unit)
+        + 0.5 * blur(small.tone * small.alpha, 0.8 * p.unit)
+    )
+    height += 1.8 * blur(ramp(radius, 55, 56.5), 0.8 * p.unit) + 0.9 * ramp(np.abs(radius - 51.5), 1.8, 0.8) * ramp(
+        np.sin(angle * 44), -0.2, 0.6
+    )
     shade = relief(height.astype(np.float32), -2.3, 0.6)
     shine = 0.14 * np.sin(angle * 2 + rng.uniform(0, 6)) + 0.03 * clouds(rng, p.shape, 8)
     level = np.clip(0.55 + 0.5 * shade + shine - 0.18 * blur(small.lines, 0.8) + 0.1 * small.alpha * (small.tone - 0.5), 0, 1)
-    metal = np.where(level[..., None] < 0.5, over(rgb(dark), rgb(mid), level[..., None] * 2), over(rgb(mid), rgb(light), level[..., None] * 2 - 1))
+    metal = np.where(
+        level[..., None] < 0.5,
+        over(rgb(dark), rgb(mid), level[..., None] * 2),
+        over(rgb(mid), rgb(light), level[..., None] * 2 - 1),
+    )
     table = paper(rng, p.shape, rgb(cloth), 0.02, 0.02)
     disc = ramp(radius, 62, 61)
     table = table * (1 - 0.5 * blur(shifted(disc, 1.5, 2.5), 2 * p.unit)[..., None])
@@ -285,7 +405,9 @@ def coin(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def enamel_pin(p: Picture, rng: np.random.Generator) -> Drawn:
     """Hard enamel: glossy flat colours between raised metal lines, pinned on cloth."""
-    name, ground = pick(rng, {"denim": rgb("4a6a94"), "canvas": rgb("c9b48d"), "black cloth": rgb("26262b"), "pink cloth": rgb("e3a1b4")})
+    name, ground = pick(
+        rng, {"denim": rgb("4a6a94"), "canvas": rgb("c9b48d"), "black cloth": rgb("26262b"), "pink cloth": rgb("e3a1b4")}
+    )
     palette = PALETTES["tropical"] if rng.random() < 0.5 else PALETTES["retro"]
     weave = 0.05 * (stripes(p.shape, 0.785, 2.4) - 0.5) + 0.03 * grain(rng, p.shape, 0.5)
     cloth = ground * (1 + 2 * weave)[..., None]
@@ -304,9 +426,20 @@ def enamel_pin(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def sticker(p: Picture, rng: np.random.Generator) -> Drawn:
     """A die-cut sticker: white border, soft shadow, a loud ground."""
-    name, first, second = (("teal", "1aa6a6", "1fb8b4"), ("violet", "7d5bd6", "8b6ae0"), ("coral", "ff6f59", "ff8370"), ("yellow", "fbc02d", "fccb4b"), ("blue", "3f7fe0", "5290ea"))[int(rng.integers(5))]
+    name, first, second = one_of(
+        rng,
+        ("teal", "1aa6a6", "1fb8b4"),
+        ("violet", "7d5bd6", "8b6ae0"),
+        ("coral", "ff6f59", "ff8370"),
+        ("yellow", "fbc02d", "fccb4b"),
+        ("blue", "3f7fe0", "5290ea"),
+    )
     x, y = coordinates(p.shape)
-    check = (((x // 16) + (y // 16)) % 2)[..., None] if rng.random() < 0.5 else ramp(stripes(p.shape, 0.785, 16), 0.45, 0.55)[..., None]
+    check = (
+        (((x // 16) + (y // 16)) % 2)[..., None]
+        if rng.random() < 0.5
+        else ramp(stripes(p.shape, 0.785, 16), 0.45, 0.55)[..., None]
+    )
     ground = over(rgb(first), rgb(second), check)
     small = p.shrunk(0.78)
     palette = PALETTES["tropical"] if rng.random() < 0.5 else PALETTES["candy"]
@@ -323,7 +456,8 @@ def snapped(points: np.ndarray, p: Picture, reach: float) -> np.ndarray:
     if not edges.any():
         return points
     distance, labels = cv2.distanceTransformWithLabels(255 - edges, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    nearest = np.zeros((labels.max() + 1, 2), np.float32)
+    labels = np.asarray(labels, np.int32)
+    nearest = np.zeros((int(labels.max()) + 1, 2), np.float32)
     rows, columns = np.nonzero(edges)
     nearest[labels[rows, columns]] = np.stack([columns, rows], -1)
     at = points.round().astype(int)
@@ -337,7 +471,9 @@ def low_poly(p: Picture, rng: np.random.Generator) -> Drawn:
     """Flat triangles, each the mean colour beneath it."""
     name, palette = pick(rng, PALETTES)
     ground = over(palette[2], palette[3], ramp(coordinates(p.shape)[1] + 10 * clouds(rng, p.shape, 2), 10, 118)[..., None])
-    scene = over(ground, over(p.colours(palette), palette[0] * 0.8, 0.8 * p.lines if p.mono else 0.25 * p.lines), p.alpha).astype(np.float32)
+    scene = over(ground, over(p.colours(palette), palette[0] * 0.8, 0.8 * p.lines if p.mono else 0.25 * p.lines), p.alpha).astype(
+        np.float32
+    )
     side = 19
     grid = np.stack(np.meshgrid(np.linspace(0, p.width, side + 1), np.linspace(0, p.height, side + 1)), -1)
     jitter = rng.uniform(-0.26, 0.26, grid.shape) * (p.width / side)
@@ -361,7 +497,17 @@ def low_poly(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def long_shadow(p: Picture, rng: np.random.Generator) -> Drawn:
     """A flat app icon: white figure with a long diagonal shadow on a coloured rounded square."""
-    name, tile = pick(rng, {"red": rgb("e74c3c"), "blue": rgb("3498db"), "green": rgb("27ae60"), "orange": rgb("e67e22"), "purple": rgb("8e44ad"), "teal": rgb("16a085")})
+    name, tile = pick(
+        rng,
+        {
+            "red": rgb("e74c3c"),
+            "blue": rgb("3498db"),
+            "green": rgb("27ae60"),
+            "orange": rgb("e67e22"),
+            "purple": rgb("8e44ad"),
+            "teal": rgb("16a085"),
+        },
+    )
     x, y = coordinates(p.shape)
     small = p.shrunk(0.68)
     shade = small.hard.astype(np.float32)
@@ -378,7 +524,7 @@ def long_shadow(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def wood_inlay(p: Picture, rng: np.random.Generator) -> Drawn:
     """Marquetry: the figure pieced together from woods of different colours."""
-    name, light, dark = (("maple", "e8c99a", "d2a86c"), ("walnut", "7a5234", "5c3a22"), ("cherry", "b8703f", "96522a"))[int(rng.integers(3))]
+    name, light, dark = one_of(rng, ("maple", "e8c99a", "d2a86c"), ("walnut", "7a5234", "5c3a22"), ("cherry", "b8703f", "96522a"))
     ground = wood(rng, p.shape, rgb(light), rgb(dark))
     veneers = np.stack([rgb("2b190f"), rgb("6b3f22"), rgb("a8693a"), rgb("d3a05f"), rgb("f0d9ac")])
     steps = p.filled(veneers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from deadiff.data.palettes import INKS, PALETTES, pick, rgb
+from deadiff.data.palettes import INKS, PALETTES, f32, one_of, pick, rgb
 from deadiff.data.picture import Picture, blur, kernel, over, ramp
 from deadiff.data.textures import (
     bricks,
@@ -24,12 +24,14 @@ Drawn = tuple[np.ndarray, str]
 
 
 def blueprint(p: Picture, rng: np.random.Generator) -> Drawn:
-    name, blue = pick(rng, {"blue": rgb("1d4f91"), "deep blue": rgb("12346b"), "bright blue": rgb("2a6fc4"), "slate blue": rgb("2f4f78")})
+    name, blue = pick(
+        rng, {"blue": rgb("1d4f91"), "deep blue": rgb("12346b"), "bright blue": rgb("2a6fc4"), "slate blue": rgb("2f4f78")}
+    )
     x, y = coordinates(p.shape)
     fine = ((x % 8 < 1) | (y % 8 < 1)) * 0.10 + ((x % 32 < 1) | (y % 32 < 1)) * 0.12
-    sheet = over(paper(rng, p.shape, blue, 0.012, 0.015), np.float32([1, 1, 1]), fine.astype(np.float32))
+    sheet = over(paper(rng, p.shape, blue, 0.012, 0.015), f32([1, 1, 1]), fine.astype(np.float32))
     small = p.shrunk(0.86, (0, -4))
-    sheet = over(sheet, np.float32([1, 1, 1]), 0.07 * small.alpha)
+    sheet = over(sheet, f32([1, 1, 1]), 0.07 * small.alpha)
     strokes = small.lines.copy()
     columns = np.flatnonzero(small.hard.any(0))
     if columns.size:  # the measure below the figure
@@ -38,7 +40,7 @@ def blueprint(p: Picture, rng: np.random.Generator) -> Drawn:
         cv2.line(strokes, (left, foot), (right, foot), 0.8, 1)
         for end in (left, right):
             cv2.line(strokes, (end, foot - int(3 * u)), (end, foot + int(3 * u)), 0.8, 1)
-    return over(sheet, np.float32([0.95, 0.98, 1]), np.clip(strokes * 1.05, 0, 1)), name
+    return over(sheet, f32([0.95, 0.98, 1]), np.clip(strokes * 1.05, 0, 1)), name
 
 
 def chalkboard(p: Picture, rng: np.random.Generator) -> Drawn:
@@ -88,11 +90,15 @@ def crayon(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def engraving(p: Picture, rng: np.random.Generator) -> Drawn:
     """A banknote: one set of fine curved lines that swell where the picture is dark, and a guilloche behind."""
-    name, ink = pick(rng, {"green ink": rgb("1f4d3a"), "black ink": rgb("22211f"), "brown ink": rgb("5b3420"), "blue ink": rgb("1f3563")})
+    name, ink = pick(
+        rng, {"green ink": rgb("1f4d3a"), "black ink": rgb("22211f"), "brown ink": rgb("5b3420"), "blue ink": rgb("1f3563")}
+    )
     sheet = paper(rng, p.shape, over(rgb("f3efdf"), ink, 0.06), 0.012, 0.01)
     x, y = coordinates(p.shape)
     turn, wave = rng.uniform(18, 30), rng.uniform(3, 6)
-    guilloche = ramp(stripes(p.shape, 0, 7, wave * np.sin(x / turn * 2)), 0.9, 1) + ramp(stripes(p.shape, 0, 7, -wave * np.sin(x / turn * 2)), 0.9, 1)
+    guilloche = ramp(stripes(p.shape, 0, 7, wave * np.sin(x / turn * 2)), 0.9, 1) + ramp(
+        stripes(p.shape, 0, 7, -wave * np.sin(x / turn * 2)), 0.9, 1
+    )
     sheet = over(sheet, ink, 0.35 * np.clip(guilloche, 0, 1) * (1 - p.alpha))
     bulge = 7 * np.cos((x - 64) / 46) + 2 * clouds(rng, p.shape, 3)
     lines = stripes(p.shape, rng.uniform(-0.3, 0.3), 3.3, bulge)
@@ -102,7 +108,7 @@ def engraving(p: Picture, rng: np.random.Generator) -> Drawn:
 
 
 def pyrography(p: Picture, rng: np.random.Generator) -> Drawn:
-    name, light, dark = (("pine", "e3bd84", "c4935a"), ("oak", "c99a63", "a06d3c"), ("birch", "ecd6ae", "d3b382"))[int(rng.integers(3))]
+    name, light, dark = one_of(rng, ("pine", "e3bd84", "c4935a"), ("oak", "c99a63", "a06d3c"), ("birch", "ecd6ae", "d3b382"))
     plank = wood(rng, p.shape, rgb(light), rgb(dark))
     burnt = rgb("2a1509")
     shade = (1 - p.tone) * p.alpha
@@ -129,11 +135,12 @@ def scratchboard(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def contour(p: Picture, rng: np.random.Generator) -> Drawn:
     """Lines of equal height, as on a hiking map: the figure is a hill, the paper falls away from it."""
-    name, sheet, line, fill = (
+    name, sheet, line, fill = one_of(
+        rng,
         ("green map", "e4edd3", "5c7a3c", "c5d9a4"),
         ("brown map", "f4ead6", "8a5a2e", "e6cda3"),
         ("blue chart", "e2eef4", "2f6690", "b7d6e6"),
-    )[int(rng.integers(3))]
+    )
     ground = paper(rng, p.shape, rgb(sheet), 0.008, 0.01)
     height = np.where(p.hard, p.depth, -p.distance) / p.unit + 1.2 * clouds(rng, p.shape, 5)
     smooth = blur(height, 0.8 * p.unit)
@@ -145,11 +152,18 @@ def contour(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def graffiti(p: Picture, rng: np.random.Generator) -> Drawn:
     """Sprayed on a brick wall: soft edges, a halo of droplets, and runs of paint."""
-    wall_name, wall, mortar = (("red brick", "94503c", "b9ab9b"), ("grey brick", "8a8884", "b5b2ac"), ("white brick", "d6d2c8", "b3aea4"))[
-        int(rng.integers(3))
-    ]
+    wall_name, wall, mortar = one_of(
+        rng, ("red brick", "94503c", "b9ab9b"), ("grey brick", "8a8884", "b5b2ac"), ("white brick", "d6d2c8", "b3aea4")
+    )
     ground = bricks(rng, p.shape, rgb(wall), rgb(mortar))
-    name, palette = pick(rng, {"pink and cyan": rgb("1a1423 ff3d8b 26d0ce ffe94a ffffff"), "lime": rgb("101820 1fa34a a8e10c fff04d ffffff"), "orange": rgb("20110b e0341c ff8c1a ffd23f fff6e5")})
+    name, palette = pick(
+        rng,
+        {
+            "pink and cyan": rgb("1a1423 ff3d8b 26d0ce ffe94a ffffff"),
+            "lime": rgb("101820 1fa34a a8e10c fff04d ffffff"),
+            "orange": rgb("20110b e0341c ff8c1a ffd23f fff6e5"),
+        },
+    )
     paint = p.filled(palette)
     mist = blur(p.hard.astype(np.float32), 4 * p.unit)
     droplets = ramp(grain(rng, p.shape, 0.6), 1.5, 2.0) * ramp(mist, 0.03, 0.5)
@@ -159,17 +173,31 @@ def graffiti(p: Picture, rng: np.random.Generator) -> Drawn:
         rows = np.flatnonzero(p.hard[:, column])
         if rows.size:
             foot = int(rows[-1])
-            cv2.line(runs, (int(column), foot - 2), (int(column), min(p.height, foot + int(rng.uniform(6, 20) * p.unit))), 1, max(1, round(1.4 * p.unit)))
+            cv2.line(
+                runs,
+                (int(column), foot - 2),
+                (int(column), min(p.height, foot + int(rng.uniform(6, 20) * p.unit))),
+                1,
+                max(1, round(1.4 * p.unit)),
+            )
     ground = over(ground, palette[1], blur(runs, 0.5) * 0.9)
-    ground = over(ground, paint, blur(p.alpha, 0.8 * p.unit) * (0.93 + 0.04 * clouds(rng, p.shape, 20))[..., None].clip(0, 1)[..., 0])
-    return over(ground, palette[0], np.clip(blur(cv2.dilate(p.lines, kernel(1.2 * p.unit)), 0.8 * p.unit), 0, 1)), f"{name} on {wall_name}"
+    ground = over(
+        ground, paint, blur(p.alpha, 0.8 * p.unit) * (0.93 + 0.04 * clouds(rng, p.shape, 20))[..., None].clip(0, 1)[..., 0]
+    )
+    return over(
+        ground, palette[0], np.clip(blur(cv2.dilate(p.lines, kernel(1.2 * p.unit)), 0.8 * p.unit), 0, 1)
+    ), f"{name} on {wall_name}"
 
 
 def sand(p: Picture, rng: np.random.Generator) -> Drawn:
     """Drawn with a stick in wet sand: grooves with raised rims under low light."""
     name, colour = pick(rng, {"golden": rgb("d8b57c"), "pale": rgb("e6d3ae"), "grey": rgb("b7aa98")})
     groove = warp(cv2.dilate(p.lines, kernel(1.2 * p.unit)), rng, 0.8, 8)
-    height = -1.6 * blur(groove, 1.1 * p.unit) + 0.7 * blur(groove, 2.6 * p.unit) - 0.35 * blur(p.hard.astype(np.float32), 1.5 * p.unit)
+    height = (
+        -1.6 * blur(groove, 1.1 * p.unit)
+        + 0.7 * blur(groove, 2.6 * p.unit)
+        - 0.35 * blur(p.hard.astype(np.float32), 1.5 * p.unit)
+    )
     height += 0.22 * clouds(rng, p.shape, 10, 2) + 0.05 * grain(rng, p.shape, 0.7)
     light = relief(height, rng.uniform(-2.6, -1.9), 0.8 * p.unit)
     surface = colour * (1 + 0.34 * light + 0.05 * grain(rng, p.shape))[..., None]

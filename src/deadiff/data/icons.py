@@ -54,7 +54,9 @@ def _read_iconify(art_set: ArtSet, archive: Path, subjects: list[Subject]) -> di
         names = match_by_name(subjects, [*icons["icons"], *icons.get("aliases", {})], art_set.name)
     wanted = {subject.hexcode for subject in subjects}
     return {
-        code: Drawing(subject=code, kind="svg", source=_iconify_svg(icons, name)) for code, name in names.items() if code in wanted
+        code: Drawing(subject=code, kind="svg", source=_iconify_svg(icons, name))
+        for code, name in names.items()
+        if code in wanted
     }
 
 
@@ -126,7 +128,7 @@ def _read_font(art_set: ArtSet, archive: Path, subjects: list[Subject]) -> dict[
     from fontTools.ttLib import TTFont
 
     content = read_font(art_set, archive)
-    drawn = set(TTFont(io.BytesIO(content)).getBestCmap())
+    drawn = set(TTFont(io.BytesIO(content)).getBestCmap() or ())
     font = ImageFont.truetype(io.BytesIO(content), FONT_PX, layout_engine=ImageFont.Layout.RAQM)
     found: dict[str, Drawing] = {}
     for subject in subjects:
@@ -167,8 +169,10 @@ def _render_webp(content: str | bytes, size: int) -> np.ndarray:
     return _on_white(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED), size)
 
 
-def _on_white(bgra: np.ndarray, size: int) -> np.ndarray:
+def _on_white(bgra: np.ndarray | None, size: int) -> np.ndarray:
     """Composites, pads to a square, averages down to `size`, and turns BGR(A) into RGB."""
+    if bgra is None:
+        raise DataError("a drawing cannot be decoded as a picture: delete the cache of art and run again")
     pixels = bgra.astype(np.float32)
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:] / 255
@@ -238,7 +242,7 @@ def pixel_sha256(image: np.ndarray) -> str:
 
 
 def screen(images: list[np.ndarray], known: set[str]) -> list[tuple[int, str]]:
-    """(index, sha256) of the pictures worth keeping: not blank, and not the same pixels as an earlier one. Adds them to `known`."""
+    """(index, sha256) of the pictures worth keeping: not blank, not the pixels of an earlier one. Adds them to `known`."""
     kept = []
     for index, image in enumerate(images):
         sha256 = pixel_sha256(image)
@@ -255,7 +259,9 @@ def read_art_folder(folder: Path) -> tuple[list[Subject], dict[str, list[Drawing
     """`folder`/subjects.json ([{hexcode, label, tags, group}]) and `folder`/SET/HEXCODE.svg -> subjects, and drawings by set."""
     index = folder / "subjects.json"
     if not index.is_file():
-        raise DataError(f"'{folder}' holds no subjects.json: expected a list of {{hexcode, label, tags, group}} beside one folder a set")
+        raise DataError(
+            f"'{folder}' holds no subjects.json: expected a list of {{hexcode, label, tags, group}} beside one folder a set"
+        )
     subjects = [
         Subject(hexcode=row["hexcode"], label=row["label"], tags=tuple(row["tags"]), group=row["group"], names=())
         for row in json.loads(index.read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from deadiff.data.palettes import PALETTES, pick, rgb
+from deadiff.data.palettes import PALETTES, f32, one_of, pick, rgb
 from deadiff.data.picture import Picture, blur, kernel, over, ramp
 from deadiff.data.textures import clouds, coordinates, grain, paper, relief, shifted, stripes, warp
 
@@ -34,7 +34,9 @@ def oil(p: Picture, rng: np.random.Generator) -> Drawn:
     scene = over(ground, over(p.colours(palette), palette[0], 0.6 * p.lines), p.alpha)
     # each stroke copies the colour at its middle: the scene sampled through stretched cells
     image = warp(scene.astype(np.float32), rng, 1.6, 26)
-    smooth = cv2.bilateralFilter(cv2.medianBlur((np.clip(image, 0, 1) * 255).astype(np.uint8), 5), 5, 60, 3).astype(np.float32) / 255
+    smooth = (
+        cv2.bilateralFilter(cv2.medianBlur((np.clip(image, 0, 1) * 255).astype(np.uint8), 5), 5, 60, 3).astype(np.float32) / 255
+    )
     angle = clouds(rng, p.shape, 4) * 0.8 + rng.uniform(0, np.pi)
     x, y = coordinates(p.shape)
     bristle = np.sin((y * np.cos(angle) - x * np.sin(angle)) * 1.9 + 2.5 * clouds(rng, p.shape, 14))
@@ -47,11 +49,15 @@ def pointillism(p: Picture, rng: np.random.Generator) -> Drawn:
     name, palette = pick(rng, PALETTES)
     ground = over(palette[4], palette[3], ramp(clouds(rng, p.shape, 4), -1, 1)[..., None])
     scene = over(ground, over(p.colours(palette), palette[0], 0.9 * p.lines), p.alpha)
-    canvas = over(np.float32([1, 1, 1]), scene, 0.55)
+    canvas = over(f32([1, 1, 1]), scene, 0.55)
     pitch = 3.6
     side = int(128 / pitch)
     for _ in range(2):
-        spots = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + rng.uniform(0, 1, (side * side, 2))) * pitch * p.unit
+        spots = (
+            (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + rng.uniform(0, 1, (side * side, 2)))
+            * pitch
+            * p.unit
+        )
         spots = spots[rng.permutation(len(spots))].clip(0, p.height - 1)
         taken = scene[spots[:, 1].astype(int), spots[:, 0].astype(int)]
         hsv = cv2.cvtColor(taken[None].astype(np.float32), cv2.COLOR_RGB2HSV)[0]
@@ -67,7 +73,9 @@ def pointillism(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def night(p: Picture, rng: np.random.Generator) -> Drawn:
     """Moonlight: a dark sky with stars and a moon, the figure in blues with a lit rim, a hill below."""
-    name, sky, low = (("blue night", "0a1030", "27407a"), ("violet night", "160b2e", "4a2f78"), ("teal night", "04161f", "1c5560"))[int(rng.integers(3))]
+    name, sky, low = one_of(
+        rng, ("blue night", "0a1030", "27407a"), ("violet night", "160b2e", "4a2f78"), ("teal night", "04161f", "1c5560")
+    )
     x, y = coordinates(p.shape)
     ground = over(rgb(sky), rgb(low), ramp(y + 8 * clouds(rng, p.shape, 3), 20, 128)[..., None])
     stars = blur((grain(rng, p.shape) > 2.75).astype(np.float32), 0.5 * p.unit) * 2.2
@@ -88,7 +96,7 @@ def night(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def woodblock(p: Picture, rng: np.random.Generator) -> Drawn:
     """A Japanese colour print: muted flats with wood grain, blue-black key lines, a graded sky band, a sun."""
-    name, sky, sun = (("indigo", "3f6a94", "c8452f"), ("rose", "d08a8a", "c03a2b"), ("jade", "6f9f8b", "d0662c"))[int(rng.integers(3))]
+    name, sky, sun = one_of(rng, ("indigo", "3f6a94", "c8452f"), ("rose", "d08a8a", "c03a2b"), ("jade", "6f9f8b", "d0662c"))
     x, y = coordinates(p.shape)
     ground = paper(rng, p.shape, rgb("f0e4c9"), 0.02, 0.02)
     ground = over(ground, rgb(sky), ramp(y + 3 * clouds(rng, p.shape, 4), 52, 4))
@@ -105,7 +113,15 @@ def woodblock(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def tie_dye(p: Picture, rng: np.random.Generator) -> Drawn:
     """A spiral of dye on cloth, the figure printed white in the middle."""
-    name, dyes = pick(rng, {"rainbow": rgb("e8324a f7a721 f5e642 3fb950 2f80ed 8f3fd1"), "indigo": rgb("1b2a6b 3d5bbf dfe8f7 3d5bbf 1b2a6b 8fa8e8"), "sunset": rgb("d7263d f46036 ffd166 f08fa3 7b2d8e c93a62"), "lagoon": rgb("0b6e8a 1fb5b0 e2f7e1 86d06f 2f80ed 0f4c81")})
+    name, dyes = pick(
+        rng,
+        {
+            "rainbow": rgb("e8324a f7a721 f5e642 3fb950 2f80ed 8f3fd1"),
+            "indigo": rgb("1b2a6b 3d5bbf dfe8f7 3d5bbf 1b2a6b 8fa8e8"),
+            "sunset": rgb("d7263d f46036 ffd166 f08fa3 7b2d8e c93a62"),
+            "lagoon": rgb("0b6e8a 1fb5b0 e2f7e1 86d06f 2f80ed 0f4c81"),
+        },
+    )
     x, y = coordinates(p.shape)
     radius, angle = np.hypot(x - 64, y - 64), np.arctan2(y - 64, x - 64)
     turn = angle / (2 * np.pi) + radius / 70 + 0.07 * clouds(rng, p.shape, 9, 2) + rng.uniform(0, 1)
@@ -114,16 +130,21 @@ def tie_dye(p: Picture, rng: np.random.Generator) -> Drawn:
     ground = over(dyes[low % len(dyes)], dyes[(low + 1) % len(dyes)], ramp(place - low, 0.35, 0.65)[..., None])
     crease = ramp(stripes(p.shape, 0, 6, clouds(rng, p.shape, 10) * 5), 0.93, 1) * 0.4
     weave = 0.025 * grain(rng, p.shape, 0.6)
-    ground = over(ground, np.float32([1, 1, 1]), crease) + weave[..., None]
+    ground = over(ground, f32([1, 1, 1]), crease) + weave[..., None]
     small = p.shrunk(0.8)
-    ground = over(ground, np.float32([1, 1, 1]), blur(cv2.dilate(small.hard.astype(np.float32), kernel(2 * p.unit)), 1.0) * 0.96)
+    ground = over(ground, f32([1, 1, 1]), blur(cv2.dilate(small.hard.astype(np.float32), kernel(2 * p.unit)), 1.0) * 0.96)
     ground = over(ground, rgb("1d1b2e"), ramp(1 - small.tone, 0.66, 0.8) * small.alpha * (1 if not small.mono else 0))
     return over(ground, rgb("1d1b2e"), np.clip(np.maximum(small.lines, small.solid if small.mono else 0), 0, 1)), name
 
 
 def batik(p: Picture, rng: np.random.Generator) -> Drawn:
     """Wax-resist cloth: dye that seeped through cracks in the wax, light outlines, a dotted ground."""
-    name, dark, mid, light = (("indigo", "17234f", "4f6db3", "eef1f7"), ("brown", "3b1d10", "b06a2c", "f6e5c2"), ("teal", "063b3f", "2c9a93", "e8f6ee"))[int(rng.integers(3))]
+    name, dark, mid, light = one_of(
+        rng,
+        ("indigo", "17234f", "4f6db3", "eef1f7"),
+        ("brown", "3b1d10", "b06a2c", "f6e5c2"),
+        ("teal", "063b3f", "2c9a93", "e8f6ee"),
+    )
     x, y = coordinates(p.shape)
     cloth = rgb(dark) + (0.03 * grain(rng, p.shape, 0.7))[..., None]
     spot = np.hypot((x + 5 * (np.floor(y / 10) % 2)) % 10 - 5, y % 10 - 5)

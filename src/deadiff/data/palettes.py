@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+
+Row = TypeVar("Row")
+
+
+def f32(values) -> np.ndarray:
+    return np.array(values, np.float32)
 
 
 def rgb(hexes: str) -> np.ndarray:
     """'2d1b4e a23e66' -> (2, 3) float32 in [0, 1]; a single colour gives (3,)."""
-    colours = np.float32([[int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)] for code in hexes.split()])
+    colours = f32([[int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)] for code in hexes.split()])
     return colours[0] if len(colours) == 1 else colours
 
 
@@ -35,6 +43,11 @@ INKS: dict[str, np.ndarray] = {
     "violet": rgb("4b2a78"),
     "teal": rgb("0d5b62"),
 }
+
+
+def one_of(rng: np.random.Generator, *rows: Row) -> Row:
+    """One of `rows` by lot."""
+    return rows[int(rng.integers(len(rows)))]
 
 
 def pick(rng: np.random.Generator, choices: dict[str, np.ndarray]) -> tuple[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a rendition reads off an icon: its silhouette, lines, tones and regions, computed once and alike for colour and line art."""
+"""What a rendition reads off an icon: silhouette, lines, tones and regions, computed once, alike for colour and line art."""
 
 # H, W pixels; float32 in [0, 1] unless said otherwise; `unit` is one pixel of a 128-pixel picture
 
@@ -9,7 +9,9 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-WHITE = np.float32([1, 1, 1])
+from deadiff.data.palettes import f32
+
+WHITE = f32([1, 1, 1])
 
 
 def kernel(radius: float) -> np.ndarray:
@@ -52,7 +54,7 @@ class Picture:
 
     @cached_property
     def luminance(self) -> np.ndarray:
-        return self.rgb @ np.float32([0.3, 0.59, 0.11])
+        return self.rgb @ f32([0.3, 0.59, 0.11])
 
     @cached_property
     def mono(self) -> bool:
@@ -126,7 +128,7 @@ class Picture:
             number, labels = self.regions
             steps = 0.62 + 0.38 * np.modf(np.arange(number) * 0.618 + 0.9)[0]
             return (steps.astype(np.float32)[labels] * (1 - self.ink)).astype(np.float32)
-        light = self.figure @ np.float32([0.3, 0.59, 0.11])
+        light = self.figure @ f32([0.3, 0.59, 0.11])
         inside = light[self.hard]
         if inside.size == 0:
             return light
@@ -170,7 +172,7 @@ class Picture:
 
     def shrunk(self, share: float, shift: tuple[float, float] = (0, 0)) -> Picture:
         """The same icon on the same paper at `share` of its size, moved by `shift` units (right, down)."""
-        place = np.float32(
+        place = f32(
             [
                 [share, 0, (1 - share) * self.width / 2 + shift[0] * self.unit],
                 [0, share, (1 - share) * self.height / 2 + shift[1] * self.unit],
@@ -178,6 +180,11 @@ class Picture:
         )
         small = cv2.GaussianBlur(self.image, (0, 0), 0.45 / share) if share < 0.75 else self.image
         moved = cv2.warpAffine(
-            small, place, (self.width, self.height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(255, 255, 255)
+            small,
+            place,
+            (self.width, self.height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(255, 255, 255),
         )
         return Picture(moved)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from deadiff.data.palettes import INKS, PALETTES, pick, rgb
+from deadiff.data.palettes import INKS, PALETTES, f32, one_of, pick, rgb
 from deadiff.data.picture import WHITE, Picture, blur, kernel, over, ramp
-from deadiff.data.textures import clouds, coordinates, dots, grain, paper, shifted, stripes, vignette, warp
+from deadiff.data.textures import clouds, coordinates, dots, grain, paper, shifted, stripes, vignette
 
 Drawn = tuple[np.ndarray, str]
 
@@ -37,7 +37,9 @@ def linocut(p: Picture, rng: np.random.Generator) -> Drawn:
     inked = np.where(p.hard, dark, 1.0).astype(np.float32)
     light_rim = ramp(p.distance / p.unit, 3.6, 2.8)
     inked = np.where(p.hard, np.maximum(inked, cv2.dilate(p.lines, kernel(0.8 * p.unit))), 1 - light_rim)
-    chatter = ramp(stripes(p.shape, rng.uniform(0, np.pi), 7, clouds(rng, p.shape, 5) * 5), 0.88, 0.97) * ramp(clouds(rng, p.shape, 14), 0.2, 0.5)
+    chatter = ramp(stripes(p.shape, rng.uniform(0, np.pi), 7, clouds(rng, p.shape, 5) * 5), 0.88, 0.97) * ramp(
+        clouds(rng, p.shape, 14), 0.2, 0.5
+    )
     inked = inked - chatter * ramp(p.distance / p.unit, 6, 9)
     x, y = coordinates(p.shape)
     edge = np.minimum(np.minimum(x, 127 - x), np.minimum(y, 127 - y)) + 1.2 * clouds(rng, p.shape, 16)
@@ -66,7 +68,7 @@ def newspaper(p: Picture, rng: np.random.Generator) -> Drawn:
     sheet = over(sheet, rgb("4a4741"), 0.6 * blur(text.astype(np.float32), 0.45 * p.unit))
     small = p.shrunk(0.9)
     border = blur((small.distance < 3 * p.unit).astype(np.float32), 0.5 * p.unit)
-    sheet = over(sheet, np.float32([0.2, 0.2, 0.2]), 0.4 * blur(shifted(border, 2, 2.5), 1.2 * p.unit))
+    sheet = over(sheet, f32([0.2, 0.2, 0.2]), 0.4 * blur(shifted(border, 2, 2.5), 1.2 * p.unit))
     sheet = over(sheet, rgb("f2eee2"), border)
     dark = np.clip(np.maximum((0.12 + 0.8 * (1 - small.tone)) * small.alpha, small.lines), 0, 1)
     screen = dots(p.shape, np.pi / 4, 3.3)
@@ -75,7 +77,13 @@ def newspaper(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def pop_art(p: Picture, rng: np.random.Generator) -> Drawn:
     """Primary flats, thick black lines, and dots for half the ground."""
-    name, ground, spot = (("yellow", "ffd400", "f04e37"), ("cyan", "19b5e6", "fff9e8"), ("pink", "ff5fa2", "ffe14d"), ("red", "e8302a", "ffd400"))[int(rng.integers(4))]
+    name, ground, spot = one_of(
+        rng,
+        ("yellow", "ffd400", "f04e37"),
+        ("cyan", "19b5e6", "fff9e8"),
+        ("pink", "ff5fa2", "ffe14d"),
+        ("red", "e8302a", "ffd400"),
+    )
     x, y = coordinates(p.shape)
     sheet = np.broadcast_to(rgb(ground), (*p.shape, 3))
     screen = dots(p.shape, np.pi / 4, 8)
@@ -94,7 +102,16 @@ def pop_art(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def four_panels(p: Picture, rng: np.random.Generator) -> Drawn:
     """The picture four times in four loud colourings, as a silk-screen series."""
-    sets = [rgb(row) for row in ("3b0f70 ff2e88 ffd60a 00e0c6", "0a2463 fb3640 e2e2e2 ffb400", "14213d 06d6a0 ef476f ffe66d", "2d00f7 ff8500 8ac926 fff3b0", "480ca8 4cc9f0 f72585 fef9ef")]
+    sets = [
+        rgb(row)
+        for row in (
+            "3b0f70 ff2e88 ffd60a 00e0c6",
+            "0a2463 fb3640 e2e2e2 ffb400",
+            "14213d 06d6a0 ef476f ffe66d",
+            "2d00f7 ff8500 8ac926 fff3b0",
+            "480ca8 4cc9f0 f72585 fef9ef",
+        )
+    ]
     order = rng.permutation(len(sets))[:4]
     half = p.height // 2, p.width // 2
     small = Picture(cv2.resize(p.image, half[::-1], interpolation=cv2.INTER_AREA))
@@ -111,7 +128,13 @@ def four_panels(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def risograph(p: Picture, rng: np.random.Generator) -> Drawn:
     """Two transparent inks that do not quite meet, with coarse grain."""
-    name, first, second = (("pink and blue", "ff48b0", "0078bf"), ("orange and teal", "ff6c2f", "00838a"), ("yellow and violet", "ffc800", "765ba7"), ("red and green", "f15060", "00a95c"))[int(rng.integers(4))]
+    name, first, second = one_of(
+        rng,
+        ("pink and blue", "ff48b0", "0078bf"),
+        ("orange and teal", "ff6c2f", "00838a"),
+        ("yellow and violet", "ffc800", "765ba7"),
+        ("red and green", "f15060", "00a95c"),
+    )
     sheet = paper(rng, p.shape, rgb("f7f3e6"), 0.012, 0.008)
     speck = 0.5 + 0.26 * grain(rng, p.shape, 0.6)
     light = ramp(0.78 * p.alpha * (0.45 + 0.55 * p.tone) + 0.2 - speck * 0.62, -0.05, 0.15) * p.alpha
@@ -145,7 +168,9 @@ def sunburst(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def sepia(p: Picture, rng: np.random.Generator) -> Drawn:
     """An old photograph: brown tones, soft focus, faded corners, a pale border."""
-    name, dark, light = (("brown", "2e1a0c", "f0ddb8"), ("yellowed", "3a2a10", "f2e2a8"), ("faded", "5a4230", "ead9bd"))[int(rng.integers(3))]
+    name, dark, light = one_of(
+        rng, ("brown", "2e1a0c", "f0ddb8"), ("yellowed", "3a2a10", "f2e2a8"), ("faded", "5a4230", "ead9bd")
+    )
     x, y = coordinates(p.shape)
     backdrop = 0.40 + 0.34 * ramp(np.hypot(x - 64, y - 52), 80, 10) + 0.06 * clouds(rng, p.shape, 3, 2)
     small = p.shrunk(0.78)
@@ -163,7 +188,13 @@ def sepia(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def comic(p: Picture, rng: np.random.Generator) -> Drawn:
     """A panel: speed lines, bright flats with a hard shadow, a heavy outline, a frame."""
-    name, near, far = (("yellow", "fff27a", "f7b500"), ("blue", "bfe6ff", "2f8fe0"), ("red", "ffd0c2", "ee4035"), ("green", "d6f5c0", "37a85b"))[int(rng.integers(4))]
+    name, near, far = one_of(
+        rng,
+        ("yellow", "fff27a", "f7b500"),
+        ("blue", "bfe6ff", "2f8fe0"),
+        ("red", "ffd0c2", "ee4035"),
+        ("green", "d6f5c0", "37a85b"),
+    )
     x, y = coordinates(p.shape)
     angle, radius = np.arctan2(y - 64, x - 64), np.hypot(x - 64, y - 64)
     teeth = rng.uniform(0, 1, 90).astype(np.float32)[((angle + np.pi) / (2 * np.pi) * 89.99).astype(int)]
@@ -184,7 +215,14 @@ def comic(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def duotone(p: Picture, rng: np.random.Generator) -> Drawn:
     """Two colours and nothing else: shadows in one, lights and paper in the other."""
-    name, dark, light = (("violet and lime", "3a0ca3", "c8f560"), ("navy and coral", "14213d", "ff7f6b"), ("green and pink", "0b4f3c", "ffb3cf"), ("plum and gold", "4a1942", "f5c542"), ("blue and orange", "10409a", "ffae42"))[int(rng.integers(5))]
+    name, dark, light = one_of(
+        rng,
+        ("violet and lime", "3a0ca3", "c8f560"),
+        ("navy and coral", "14213d", "ff7f6b"),
+        ("green and pink", "0b4f3c", "ffb3cf"),
+        ("plum and gold", "4a1942", "f5c542"),
+        ("blue and orange", "10409a", "ffae42"),
+    )
     x, y = coordinates(p.shape)
     light_ground = rng.random() < 0.5
     ground = 0.96 - 0.2 * ramp(y, 0, 128) if light_ground else 0.04 + 0.2 * ramp(y, 0, 128)
@@ -199,7 +237,11 @@ def cyanotype(p: Picture, rng: np.random.Generator) -> Drawn:
     name, blue = pick(rng, {"prussian blue": rgb("0b3a70"), "deep cyan": rgb("0a4a78"), "indigo": rgb("1a2f6e")})
     sheet = paper(rng, p.shape, rgb("f4f1e6"), 0.015, 0.01)
     x, y = coordinates(p.shape)
-    edge = np.minimum(np.minimum(x, 127 - x), np.minimum(y, 127 - y)) + 2.2 * clouds(rng, p.shape, 12, 2) + 1.5 * cv2.blur(grain(rng, p.shape), (25, 1))
+    edge = (
+        np.minimum(np.minimum(x, 127 - x), np.minimum(y, 127 - y))
+        + 2.2 * clouds(rng, p.shape, 12, 2)
+        + 1.5 * cv2.blur(grain(rng, p.shape), (25, 1))
+    )
     brushed = ramp(edge, 4, 8)
     streak = cv2.blur(grain(rng, p.shape), (41, 2)) * 0.35 + 0.1 * clouds(rng, p.shape, 4, 2)
     small = p.shrunk(0.84)
@@ -210,14 +252,24 @@ def cyanotype(p: Picture, rng: np.random.Generator) -> Drawn:
 
 def stamp(p: Picture, rng: np.random.Generator) -> Drawn:
     """A postage stamp: perforated edge, one engraved colour, a ring of a postmark."""
-    name, ink = pick(rng, {"red": rgb("b3282d"), "blue": rgb("1f4e8c"), "green": rgb("22693f"), "violet": rgb("5d3a8e"), "brown": rgb("74431f")})
+    name, ink = pick(
+        rng,
+        {"red": rgb("b3282d"), "blue": rgb("1f4e8c"), "green": rgb("22693f"), "violet": rgb("5d3a8e"), "brown": rgb("74431f")},
+    )
     table = paper(rng, p.shape, rgb("39424e"), 0.01, 0.02)
     x, y = coordinates(p.shape)
     edge = np.minimum(np.minimum(x, 128 - x), np.minimum(y, 128 - y))
-    holes = np.minimum(np.hypot((x + 1) % 10 - 5, np.minimum(np.abs(y - 5), np.abs(123 - y))), np.hypot(np.minimum(np.abs(x - 5), np.abs(123 - x)), (y + 1) % 10 - 5))
+    holes = np.minimum(
+        np.hypot((x + 1) % 10 - 5, np.minimum(np.abs(y - 5), np.abs(123 - y))),
+        np.hypot(np.minimum(np.abs(x - 5), np.abs(123 - x)), (y + 1) % 10 - 5),
+    )
     body = ramp(edge, 4.5, 5.5) * ramp(holes, 2.4, 3.2)
     field = ramp(edge, 12.5, 13.3)
-    tint = over(np.broadcast_to(rgb("faf5e8"), (*p.shape, 3)), over(WHITE, ink, 0.45), field * (0.65 + 0.35 * ramp(stripes(p.shape, 0, 2.6), 0.4, 0.6)))
+    tint = over(
+        np.broadcast_to(rgb("faf5e8"), (*p.shape, 3)),
+        over(WHITE, ink, 0.45),
+        field * (0.65 + 0.35 * ramp(stripes(p.shape, 0, 2.6), 0.4, 0.6)),
+    )
     small = p.shrunk(0.68)
     lines = stripes(p.shape, 0.8, 2.6)
     cut = ramp((1 - small.tone) * 0.95 - lines * 0.9, -0.1, 0.2) * small.alpha
@@ -225,6 +277,8 @@ def stamp(p: Picture, rng: np.random.Generator) -> Drawn:
     tint = over(tint, ink * 0.75, np.clip(np.maximum(cut, small.lines), 0, 1))
     cx, cy = rng.choice([22, 106]), rng.choice([22, 106])
     ring = np.hypot(x - cx, y - cy)
-    mark = np.maximum(ramp(np.abs(ring - 26), 1.3, 0.6), ramp(np.abs(ring - 19), 1.0, 0.5)) * ramp(grain(rng, p.shape, 0.8), -1.5, 0.3)
+    mark = np.maximum(ramp(np.abs(ring - 26), 1.3, 0.6), ramp(np.abs(ring - 19), 1.0, 0.5)) * ramp(
+        grain(rng, p.shape, 0.8), -1.5, 0.3
+    )
     tint = over(tint, rgb("22222a"), 0.65 * mark)
     return over(table, tint, body), name

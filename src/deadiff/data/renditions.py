@@ -1,6 +1,6 @@
 """The renditions: pure functions image -> image that draw an icon again in a style that a person would name.
 
-Each reads the icon's silhouette, lines and tones (picture.py), so colour art and line art both work, and takes its palette and its
+Each reads the icon's silhouette, lines and tones (picture.py), so colour art and line art both work, and takes its palette and
 parameters from the random generator it is given. One thread draws a 128-pixel picture in a few milliseconds.
 """
 
@@ -30,18 +30,27 @@ def _table(*rows: tuple[Callable, tuple[str, ...]]) -> dict[str, Rendition]:
 
 
 RENDITIONS: dict[str, Rendition] = _table(
-    (drawn.blueprint, ("a blueprint", "white lines on blue paper, like a blueprint", "an architect's blueprint", "blueprint drawing")),
+    (
+        drawn.blueprint,
+        ("a blueprint", "white lines on blue paper, like a blueprint", "an architect's blueprint", "blueprint drawing"),
+    ),
     (drawn.chalkboard, ("a chalk drawing", "chalk on a blackboard", "drawn in chalk on a school board", "chalkboard sketch")),
     (drawn.pencil, ("a pencil sketch", "pencil on parchment", "graphite sketch with hatching", "hand-drawn in pencil")),
     (drawn.crayon, ("a crayon drawing", "wax crayon on paper", "coloured in with crayons", "a child's crayon picture")),
-    (drawn.engraving, ("a banknote engraving", "engraved in fine lines", "an engraving with swelling lines", "printed like money")),
+    (
+        drawn.engraving,
+        ("a banknote engraving", "engraved in fine lines", "an engraving with swelling lines", "printed like money"),
+    ),
     (drawn.pyrography, ("burnt into wood", "pyrography on a wooden board", "a wood-burned drawing")),
     (drawn.scratchboard, ("rainbow scratch art", "scratched into black wax over a rainbow", "a rainbow scratchboard")),
     (drawn.contour, ("a topographic map", "contour lines on a map", "drawn as a hiking map with height lines")),
     (drawn.graffiti, ("graffiti on a brick wall", "spray paint on bricks", "street art, sprayed on a wall")),
     (drawn.sand, ("drawn in the sand", "lines in wet sand on a beach", "a drawing in beach sand")),
     (drawn.ink_wash, ("an ink wash painting", "sumi-e ink with a red seal", "japanese brush painting in black ink")),
-    (painted.watercolour, ("a watercolour", "painted in watercolour", "a watercolor painting with soft edges", "aquarelle on white paper")),
+    (
+        painted.watercolour,
+        ("a watercolour", "painted in watercolour", "a watercolor painting with soft edges", "aquarelle on white paper"),
+    ),
     (painted.oil, ("an oil painting", "thick oil paint", "painted in oils with visible brush strokes", "impasto painting")),
     (painted.pointillism, ("a pointillist painting", "painted in tiny dots of colour", "pointillism, thousands of dabs")),
     (painted.night, ("a night scene", "under the moon and stars", "by moonlight on a dark night")),
@@ -78,7 +87,10 @@ RENDITIONS: dict[str, Rendition] = _table(
     (crafted.enamel_pin, ("an enamel pin", "a metal pin badge with glossy enamel", "an enamel badge on cloth")),
     (crafted.sticker, ("a sticker", "a die-cut sticker with a white border", "a vinyl sticker on a bright ground")),
     (crafted.low_poly, ("low poly", "low-poly triangles", "made of flat triangles, low poly")),
-    (crafted.long_shadow, ("a flat app icon with a long shadow", "long shadow flat design", "a flat white icon on a coloured square")),
+    (
+        crafted.long_shadow,
+        ("a flat app icon with a long shadow", "long shadow flat design", "a flat white icon on a coloured square"),
+    ),
     (crafted.wood_inlay, ("a wood inlay", "marquetry of different woods", "inlaid wood veneer")),
     (lit.neon, ("a neon sign", "glowing neon tubes", "neon lights on a dark wall")),
     (lit.glitch, ("glitch art", "a glitched screen with split colours", "a broken video signal")),
@@ -91,9 +103,9 @@ RENDITIONS: dict[str, Rendition] = _table(
 
 
 def render(image: np.ndarray, name: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """(H, W, 3) uint8 RGB on white -> (the same shape drawn as rendition `name`, the palette's name). The same `rng` state gives the same pixels.
+    """(H, W, 3) uint8 RGB on white -> (the same shape drawn as rendition `name`, the palette's name).
 
-    Raises DataError for an unknown name.
+    The same state of `rng` gives the same pixels. Raises DataError for an unknown name.
     """
     if name not in RENDITIONS:
         raise DataError(f"no rendition is called '{name}': expected one of {', '.join(RENDITIONS)}")

@@ -1,20 +1,24 @@
-"""Rows and shards: one parquet file a part, through `datasets`, written whole or not at all."""
+"""Rows and shards: parquet files through `datasets`, written whole or not at all, and read back as rows or arrays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from deadiff.errors import DataError
+from deadiff.data.splits import SPLITS
+from deadiff.errors import DataError, MissingExtraError
+
+PARTS = ("plain", "rendered")
 
 
 def encode_png(image: np.ndarray) -> bytes:
     """(H, W, 3) uint8 RGB -> PNG; the same bytes for the same pixels."""
-    done, png = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    done, png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 6])
     assert done
     return png.tobytes()
 
@@ -29,8 +33,7 @@ def decode_png(png: bytes) -> np.ndarray:
 
 def row_features():
     """The columns, one row a picture."""
-    import datasets
-
+    datasets = _datasets()
     text = datasets.Value("string")
     return datasets.Features(
         {
@@ -40,13 +43,13 @@ def row_features():
             "tags": datasets.List(text),
             "group": text,
             "set": text,
-            "family": text,
-            "rendition": text,
+            "family": text,  # sets of one family share their drawings
+            "rendition": text,  # "plain": as its artist drew it
             "palette": text,
             "caption": text,
-            "licence": text,
-            "split": text,
-            "reference_holdout": datasets.Value("bool"),
+            "licence": text,  # of the set
+            "split": text,  # splits.py
+            "reference_holdout": datasets.Value("bool"),  # never a reference in training
             "sha256": text,  # of the pixels
         }
     )
@@ -55,7 +58,7 @@ def row_features():
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` on a temporary file beside `path` and renames it: a killed run leaves no half file under the real name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
         os.replace(partial, path)
@@ -63,19 +66,25 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_shard(path: Path, rows: list[dict]) -> None:
+def write_text_whole(path: Path, text: str) -> None:
+    write_whole(path, lambda partial: partial.write_text(text))
+
+
+def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
     """`rows` hold the columns of row_features(), `image` as PNG bytes."""
-    import datasets
+    import pyarrow
+    import pyarrow.parquet
 
     features = row_features()
-    columns = {name: [row[name] for row in rows] for name in features}
+    columns: dict[str, list] = {name: [row[name] for row in rows] for name in features}
     columns["image"] = [{"bytes": png, "path": None} for png in columns["image"]]
-    table = datasets.Dataset.from_dict(columns, features=features)
-    write_whole(path, lambda partial: table.to_parquet(str(partial)))
+    # arrow_schema carries the features along: datasets.load_dataset("parquet", ...) decodes the pictures
+    table = pyarrow.Table.from_pydict(columns, schema=features.arrow_schema)
+    write_whole(path, lambda partial: pyarrow.parquet.write_table(table, partial, row_group_size=256, compression="zstd"))
 
 
-def read_columns(path: Path, columns: list[str] | None = None) -> list[dict]:
-    """Rows of one parquet file as dicts; `image` comes as {"bytes", "path"}."""
+def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one parquet file as dicts; `image` comes as {"bytes", "path"}."""
     import pyarrow
     import pyarrow.parquet
 
@@ -83,3 +92,49 @@ def read_columns(path: Path, columns: list[str] | None = None) -> list[dict]:
         return pyarrow.parquet.read_table(path, columns=columns).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"'{path}' cannot be read as parquet ({error}): delete it and build it again") from error
+
+
+def shards(folder: Path, parts: tuple[str, ...] = PARTS) -> list[Path]:
+    """The shards of a data set in reading order. Raises DataError if there are none."""
+    found = [shard for part in parts for shard in sorted((folder / part).glob("[!.]*.parquet"))]
+    if not found:
+        raise DataError(f"'{folder}' holds no shards ({'/, '.join(parts)}/): build them with `deadiff data icons --out {folder}`")
+    return found
+
+
+def read_split(folder: Path, split: str, *, parts: tuple[str, ...] = PARTS, images: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of one split ("train", "unseen_combination", "unseen_style"); `image` decoded to (H, W, 3) uint8, or left out."""
+    if split not in SPLITS:
+        raise DataError(f"no split is called '{split}': expected one of {', '.join(SPLITS)}")
+    columns = [name for name in row_features() if images or name != "image"]
+    for shard in shards(folder, parts):
+        for row in read_rows(shard, columns):
+            if row["split"] == split:
+                if images:
+                    row["image"] = decode_png(row["image"]["bytes"])
+                yield row
+
+
+def read_arrays(folder: Path, split: str, *, parts: tuple[str, ...] = PARTS) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """One split in memory: (N, H, W, 3) uint8 pictures, and their rows without `image`."""
+    total = sum(1 for _ in read_split(folder, split, parts=parts, images=False))
+    if total == 0:
+        raise DataError(f"'{folder}' holds no picture of the split '{split}': build more subjects or renditions")
+    pictures: np.ndarray | None = None
+    rows = []
+    for row in read_split(folder, split, parts=parts):
+        image = row.pop("image")
+        if pictures is None:
+            pictures = np.empty((total, *image.shape), np.uint8)
+        pictures[len(rows)] = image
+        rows.append(row)
+    assert pictures is not None
+    return pictures, rows
+
+
+def _datasets():
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("reading and writing shards needs `datasets`: pip install 'deadiff[data]'") from error
+    return datasets

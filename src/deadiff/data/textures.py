@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from deadiff.data.palettes import f32
 from deadiff.data.picture import blur, ramp
 
 Shape = tuple[int, int]
@@ -81,7 +82,7 @@ def relief(height: np.ndarray, angle: float, strength: float) -> np.ndarray:
 def shifted(mask: np.ndarray, right: float, down: float) -> np.ndarray:
     """`mask` moved by units, empty where nothing came from."""
     unit = mask.shape[0] / 128
-    place = np.float32([[1, 0, right * unit], [0, 1, down * unit]])
+    place = f32([[1, 0, right * unit], [0, 1, down * unit]])
     return cv2.warpAffine(mask, place, mask.shape[1::-1], flags=cv2.INTER_LINEAR)
 
 
@@ -95,7 +96,9 @@ def cells(rng: np.random.Generator, shape: Shape, number: int) -> tuple[np.ndarr
     """A broken pane: ((H, W) int piece of each pixel, (H, W) 1 on the joints)."""
     x, y = coordinates(shape)
     side = int(np.ceil(np.sqrt(number)))
-    spots = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + rng.uniform(0, 1, (side**2, 2))) * (128 / side)
+    spots = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + rng.uniform(0, 1, (side**2, 2))) * (
+        128 / side
+    )
     nearest = np.stack([(x - px) ** 2 + (y - py) ** 2 for px, py in spots.astype(np.float32)]).argmin(0)
     joint = np.zeros(shape, np.float32)
     joint[:, 1:] += nearest[:, 1:] != nearest[:, :-1]
