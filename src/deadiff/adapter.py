@@ -50,6 +50,8 @@ class DEADiffAdapter(nn.Module):
         self.config = config
         try:
             self.vision = _headless(CLIPVisionModel(CLIPVisionConfig(**config.vision)))
+            if config.two_eyes:
+                self.content_vision = _headless(CLIPVisionModel(CLIPVisionConfig(**config.vision)))
             self.extractors = nn.ModuleDict(
                 {
                     str(role): RoleExtractor(
@@ -147,10 +149,11 @@ class DEADiffAdapter(nn.Module):
 
     # ---- references -> tokens -> prompt_embeds ----
 
-    def see(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B V W"]:
-        """The frozen eye: preprocessed pixels -> hidden states of the penultimate layer, without gradients."""
+    def see(self, pixels: Float[Tensor, "B 3 S S"], role: str = Role.STYLE) -> Float[Tensor, "B V W"]:
+        """The frozen eye, the same for both roles: preprocessed pixels -> penultimate hidden states, without gradients."""
+        eye = self.content_vision if self.config.two_eyes and role == Role.CONTENT else self.vision
         with torch.no_grad():
-            return self.vision(pixels.to(self.device, self.dtype)).last_hidden_state
+            return eye(pixels.to(self.device, self.dtype)).last_hidden_state
 
     def forward(self, style: Float[Tensor, "B 3 S S"] | None = None, content: Float[Tensor, "B 3 S S"] | None = None) -> Tokens:
         """Preprocessed pixels -> tokens, with gradients to the extractors: the way in training."""
@@ -158,7 +161,8 @@ class DEADiffAdapter(nn.Module):
         style_tokens = None if seen is None else self.extractors["style"](seen)
         if content is None:
             return Tokens(style_tokens, None)
-        seen = seen if content is style and seen is not None else self.see(content)
+        if seen is None or content is not style or self.config.two_eyes:
+            seen = self.see(content, Role.CONTENT)
         return Tokens(style_tokens, self.extractors["content"](seen))
 
     @torch.no_grad()

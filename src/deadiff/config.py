@@ -34,6 +34,7 @@ class AdapterConfig:
     token_dim: int = 768  # width of a token = the U-Net's cross_attention_dim
     text_length: int = 77  # tokens of one chunk of the text encoder
     vision: dict[str, Any] = field(default_factory=dict)  # VISION_KEYS; filled in by from_base
+    two_eyes: bool = False  # the content reader has a vision tower of its own: for checkpoints whose two copies differ
     qformer: dict[str, Any] = field(default_factory=lambda: {"vocab_size": 30523})  # QFORMER_KEYS
     projection_dim: int = 3072  # hidden width of the projection
     dropout: float = 0.1  # of the projection, in training

@@ -5,6 +5,17 @@ from pathlib import Path
 from deadiff.errors import CheckpointError
 
 ADAPTER_FOLDER = "deadiff"  # inside a model folder
+OFFICIAL_REPO, OFFICIAL_FILE = "qth/DEADiff", "deadiff_v1.ckpt"  # as the authors published it
+OFFICIAL_SIZE = "7.43 GB"
+TOKENIZER_REPO = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+TOKENIZER_FILES = [
+    "tokenizer/*",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+]
 
 
 def fetch(repo_id: str, patterns: list[str], revision: str | None = None, purpose: str = "the model") -> Path:
@@ -28,6 +39,17 @@ def fetch(repo_id: str, patterns: list[str], revision: str | None = None, purpos
         raise CheckpointError(
             f"cannot download {purpose} from the Hugging Face hub ({type(error).__name__}): on a machine with network run "
             f"`hf download {repo_id} --local-dir DIR` (files: {files}), copy DIR here and give its path instead of '{repo_id}'"
+        ) from error
+
+
+def fetch_official() -> Path:
+    """The published checkpoint, from the hub or its cache. Raises CheckpointError that says how to bring it by hand."""
+    try:
+        return fetch(OFFICIAL_REPO, [OFFICIAL_FILE]) / OFFICIAL_FILE
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the published weights cannot be downloaded: on a machine with network get {OFFICIAL_FILE} ({OFFICIAL_SIZE}) from the hub "
+            f"repository {OFFICIAL_REPO}, run `deadiff convert {OFFICIAL_FILE} OUT` here and load OUT"
         ) from error
 
 

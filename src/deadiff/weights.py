@@ -1,16 +1,41 @@
 """Weights on disk: safetensors read strictly, folders written whole or not at all."""
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import mkstemp
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deadiff.errors import CheckpointError
 
 WEIGHTS_NAME = "model.safetensors"
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def stream_safetensors(path: Path, shapes: Mapping[str, Iterable[int]], dtype: torch.dtype, tensors: Iterable[Tensor]) -> None:
+    """Write a safetensors file one tensor at a time, so that only one is ever in memory; `tensors` come in the order of `shapes`.
+
+    The format: 8 bytes of header length, a JSON header of dtype, shape and offsets, then the numbers, little-endian, row by row.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        sizes = list(shape)
+        end = offset + torch.Size(sizes).numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": sizes, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers start at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.write(tensor.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+        if file.tell() != 8 + len(text) + offset:
+            raise CheckpointError(f"'{path}' came out with {file.tell()} bytes: expected {8 + len(text) + offset}")
 
 
 def write_whole(directory: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
