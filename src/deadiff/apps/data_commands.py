@@ -45,7 +45,7 @@ def icons(
     art: Annotated[
         Path | None, typer.Option(help="A folder with subjects.json and SET/HEXCODE.svg, instead of the packages.")
     ] = None,  # noqa: UP045
-    processes: Annotated[Optional[int], typer.Option(help="Worker processes; default: one a core.")] = None,  # noqa: UP045
+    processes: Annotated[Optional[int], typer.Option(min=1, help="Worker processes; default: one a core.")] = None,  # noqa: UP045
 ) -> None:
     """Fetch the art, draw it, render it in many styles, and write parquet shards, a data card and contact sheets.
 
@@ -71,6 +71,7 @@ def look(
     folder: Annotated[Path, typer.Argument(help="A folder that `deadiff data icons` wrote.")],
     out: Annotated[Path, typer.Option(help="Where the contact sheets go.")],
     thumb: Annotated[int, typer.Option(min=16, max=256, help="Pixels a side of each picture on a sheet.")] = 80,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG files.")] = 82,
 ) -> None:
     """Write contact sheets: twelve subjects in every set, and in every rendition.
 
@@ -79,7 +80,7 @@ def look(
     with _one_line_errors():
         from deadiff.data.look import contact_sheets
 
-        for path in contact_sheets(folder.expanduser(), out.expanduser(), thumb=thumb):
+        for path in contact_sheets(folder.expanduser(), out.expanduser(), thumb=thumb, quality=quality):
             typer.echo(str(path))
 
 

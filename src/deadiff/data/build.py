@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -152,7 +153,9 @@ def build(
             write_shard(shard, rows)
         else:
             known |= {row["sha256"] for row in read_rows(shard, ["sha256"])}
-    _build_renditions(out, config, source, subjects, counts, processes, progress)
+    if config.renditions:
+        with _workers(processes) as mapped:
+            _build_renditions(out, config, source, subjects, counts, mapped, progress)
 
 
 def _build_renditions(
@@ -161,12 +164,12 @@ def _build_renditions(
     source: Source,
     subjects: list[Subject],
     counts: dict[str, int],
-    processes: int,
+    mapped: Callable[[Callable, list], Iterator],
     progress: Progress,
 ) -> None:
     records = {subject.hexcode: subject for subject in subjects}
     for name in source.sets:
-        if config.renditions == 0 or SETS_BY_NAME[name].held_out:  # a held-out set is an unseen style already; it stays as drawn
+        if SETS_BY_NAME[name].held_out:  # an unseen style already: it stays as drawn
             continue
         plain = read_rows(out / "plain" / f"{name}.parquet", ["image", "subject"])
         for start in range(0, len(plain), PICTURES_PER_SHARD):
@@ -178,7 +181,7 @@ def _build_renditions(
             what = f"{name}, renditions of {start + 1} to {start + len(part)}"
             job = partial(_render_job, set_name=name, number=config.renditions, seed=config.seed)
             rows = []
-            for (_, subject), drawn in zip(jobs, _counted(_mapped(job, jobs, processes), what, len(part), progress), strict=True):
+            for (_, subject), drawn in zip(jobs, _counted(mapped(job, jobs), what, len(part), progress), strict=True):
                 rows += [
                     _row(png, sha256, records[subject], name, rendition, palette, config.seed, counts)
                     for png, sha256, rendition, palette in drawn
@@ -254,12 +257,14 @@ def _limited(subjects: list[Subject], limit: int | None) -> list[Subject]:
     return [subjects[int(index)] for index in np.linspace(0, len(subjects) - 1, limit).round()]
 
 
-def _mapped(job: Callable, jobs: list, processes: int) -> Iterator:
+@contextmanager
+def _workers(processes: int) -> Iterator[Callable[[Callable, list], Iterator]]:
+    """A map over jobs, in order: here, or in `processes` workers."""
     if processes == 1:
-        yield from map(job, jobs)
+        yield map
         return
     with get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(job, jobs, chunksize=8)
+        yield lambda job, jobs: pool.imap(job, jobs, chunksize=8)
 
 
 def _counted(items: Iterable, what: str, total: int, progress: Progress) -> Iterator:

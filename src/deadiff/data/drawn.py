@@ -220,7 +220,9 @@ def ink_wash(p: Picture, rng: np.random.Generator) -> Drawn:
     top, left = p.height - side - int(4 * p.unit), p.width - side - int(4 * p.unit)
     seal = np.full((side, side), 0.9, np.float32)
     mark = rng.random((4, 4)) < 0.5
-    seal[2:-2, 2:-2] -= 0.8 * cv2.resize(mark.astype(np.float32), (side - 4, side - 4), interpolation=cv2.INTER_NEAREST)
+    inset = max(1, int(2 * p.unit))
+    inner = (side - 2 * inset,) * 2
+    seal[inset:-inset, inset:-inset] -= 0.8 * cv2.resize(mark.astype(np.float32), inner, interpolation=cv2.INTER_NEAREST)
     corner = ground[top : top + side, left : left + side]
     ground[top : top + side, left : left + side] = over(corner, rgb("b8281e"), np.clip(seal, 0, 1))
     return ground, name

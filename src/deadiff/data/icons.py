@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.pool import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -232,7 +232,7 @@ def render_all(drawings: list[Drawing], size: int, *, font: bytes | None = None,
         _start_worker(font)
         yield from map(job, drawings)
         return
-    with Pool(processes, initializer=_start_worker, initargs=(font,)) as pool:
+    with get_context("spawn").Pool(processes, initializer=_start_worker, initargs=(font,)) as pool:
         yield from pool.imap(job, drawings, chunksize=16)
 
 

@@ -162,13 +162,13 @@ class Picture:
 
     @cached_property
     def depth(self) -> np.ndarray:
-        """Pixels to the silhouette's edge, 0 outside."""
-        return cv2.distanceTransform(self.hard.astype(np.uint8), cv2.DIST_L2, 3)
+        """Pixels to the silhouette's edge, 0 outside, at most the picture's height."""
+        return np.minimum(cv2.distanceTransform(self.hard.astype(np.uint8), cv2.DIST_L2, 3), self.height)
 
     @cached_property
     def distance(self) -> np.ndarray:
-        """Pixels to the silhouette from outside, 0 inside."""
-        return cv2.distanceTransform((~self.hard).astype(np.uint8), cv2.DIST_L2, 3)
+        """Pixels to the silhouette from outside, 0 inside, at most the picture's height."""
+        return np.minimum(cv2.distanceTransform((~self.hard).astype(np.uint8), cv2.DIST_L2, 3), self.height)
 
     def shrunk(self, share: float, shift: tuple[float, float] = (0, 0)) -> Picture:
         """The same icon on the same paper at `share` of its size, moved by `shift` units (right, down)."""

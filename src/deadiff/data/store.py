@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deadiff.data.art import SETS_BY_NAME
 from deadiff.data.splits import SPLITS
 from deadiff.errors import DataError, MissingExtraError
 
@@ -95,8 +96,14 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
 
 
 def shards(folder: Path, parts: tuple[str, ...] = PARTS) -> list[Path]:
-    """The shards of a data set in reading order. Raises DataError if there are none."""
-    found = [shard for part in parts for shard in sorted((folder / part).glob("[!.]*.parquet"))]
+    """The shards of a data set, part by part in the order of the sets. Raises DataError if there are none."""
+    order = {name: number for number, name in enumerate(SETS_BY_NAME)}
+
+    def place(shard: Path) -> tuple[int, str]:  # rendered/noto-v1-03.parquet belongs to noto-v1
+        name = shard.stem if shard.stem in order else shard.stem.rpartition("-")[0]
+        return order.get(name, len(order)), shard.name
+
+    found = [shard for part in parts for shard in sorted((folder / part).glob("[!.]*.parquet"), key=place)]
     if not found:
         raise DataError(f"'{folder}' holds no shards ({'/, '.join(parts)}/): build them with `deadiff data icons --out {folder}`")
     return found
