@@ -348,7 +348,7 @@ def felt(p: Picture, rng: np.random.Generator) -> Drawn:
 def stone(p: Picture, rng: np.random.Generator) -> Drawn:
     """Carved in low relief: rough stone, deep lines, light from above left."""
     name, colour = pick(
-        rng, {"sandstone": rgb("cdae7f"), "granite": rgb("8d9094"), "marble": rgb("dcdad6"), "slate": rgb("5f6a75")}
+        rng, {"sandstone": rgb("cdae7f"), "granite": rgb("8d9094"), "marble": rgb("dcdad6"), "slate": rgb("7f8b97")}
     )
     vein = ramp(np.abs(clouds(rng, p.shape, 3, 3)), 0.12, 0.0) * 0.18
     height = (

@@ -58,10 +58,13 @@ class Picture:
 
     @cached_property
     def mono(self) -> bool:
-        """True for line art: next to nothing on the picture has a hue."""
+        """True for line art: nothing on the picture has a hue, and what is drawn is black rather than grey."""
         inked = self.image.min(axis=2) < 235
+        if not inked.any():
+            return True
         spread = self.image.max(axis=2).astype(np.int16) - self.image.min(axis=2)
-        return not inked.any() or float(spread[inked].mean()) < 8
+        dark, middle = np.percentile(self.luminance[inked], [10, 50])
+        return bool(spread[inked].mean() < 8 and dark < 0.1 and middle < 0.55)
 
     @cached_property
     def hard(self) -> np.ndarray:
