@@ -247,6 +247,13 @@ def test_every_package_is_pinned_by_version_and_checksum():
         assert art_set.licence and art_set.attribution and art_set.url.startswith("https://")
 
 
+def test_the_notice_names_every_set_its_licence_and_its_makers():
+    notice = (Path(__file__).parents[1] / "NOTICE").read_text()
+    for art_set in art.SETS:
+        entry = f"{art_set.name}: {art_set.attribution}. {art_set.licence}. {art_set.url}"
+        assert entry in notice, entry
+
+
 def test_fetching_checks_what_it_got(tmp_path):
     package = art.Package(name="@scope/thing", version="1.0.0", sha256="0" * 64)
     with pytest.raises(DataError, match="--offline forbids"):

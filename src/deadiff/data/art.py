@@ -69,8 +69,8 @@ _OPENMOJI = Package(name="openmoji", version="17.0.0", sha256="55ee7d13485dec86e
 _FLUENT = "Fluent Emoji, (c) Microsoft Corporation"
 _FLUENT_URL = "https://github.com/microsoft/fluentui-emoji"
 _NOTO_URL = "https://github.com/googlefonts/noto-emoji"
-_EMOJIONE = "EmojiOne 2, (c) EmojiOne (Ranks.com Inc.)"
-_EMOJIONE_URL = "https://github.com/joypixels/emojione/tree/2.2.7"
+_EMOJIONE = "Emoji One 2 (EmojiTwo), (c) Emoji One and the EmojiTwo contributors"
+_EMOJIONE_URL = "https://github.com/EmojiTwo/emojitwo"
 
 SETS: tuple[ArtSet, ...] = (
     ArtSet(
@@ -243,8 +243,8 @@ SETS: tuple[ArtSet, ...] = (
         kind="iconify",
         family="emojione-v1",
         licence="CC-BY-SA-4.0",
-        attribution="EmojiOne 1, (c) EmojiOne (Ranks.com Inc.)",
-        url="https://github.com/joypixels/emojione/tree/1.5.2",
+        attribution="Emoji One 1, (c) Emoji One",
+        url="https://github.com/joypixels/emojione-legacy",
         held_out=True,
     ),
 )
