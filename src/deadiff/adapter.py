@@ -253,12 +253,12 @@ class DEADiffAdapter(nn.Module):
         Runs no code from the source. Raises CheckpointError (missing, unknown, misshapen weights), ConfigError for a bad config.
         """
         folder = adapter_folder(source, revision)
-        adapter = cls._from_weights(read_config(folder), read_weights(folder / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
+        adapter = cls.from_weights(read_config(folder), read_weights(folder / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
         return adapter.to(device=device, dtype=dtype).eval()
 
     @classmethod
-    def _from_weights(cls, config: AdapterConfig, weights: Mapping[str, Tensor], source: str) -> "DEADiffAdapter":
-        """Built without initialising anything: the given tensors become the parameters."""
+    def from_weights(cls, config: AdapterConfig, weights: Mapping[str, Tensor], source: str = "memory") -> "DEADiffAdapter":
+        """Built without initialising anything: the given tensors become the parameters. Raises CheckpointError."""
         with torch.device("meta"):
             adapter = cls(config)
         check_weights(adapter.state_dict(), weights, source)

@@ -26,8 +26,8 @@ class Preprocess:
 
     size: int = 224  # pixels, side of the square the vision tower sees
     resize: str = "squash"  # squash (the released code: aspect ratio is lost) | pad (white bars) | crop (centre)
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in [0, 1]
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in [0, 1]
+    std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
         if self.resize not in ("squash", "pad", "crop"):

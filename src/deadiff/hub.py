@@ -48,8 +48,8 @@ def fetch_official() -> Path:
         return fetch(OFFICIAL_REPO, [OFFICIAL_FILE]) / OFFICIAL_FILE
     except CheckpointError as error:
         raise CheckpointError(
-            f"the published weights cannot be downloaded: on a machine with network get {OFFICIAL_FILE} ({OFFICIAL_SIZE}) from the hub "
-            f"repository {OFFICIAL_REPO}, run `deadiff convert {OFFICIAL_FILE} OUT` here and load OUT"
+            f"the published weights cannot be downloaded: on a machine with network get {OFFICIAL_FILE} ({OFFICIAL_SIZE}) from "
+            f"the hub repository {OFFICIAL_REPO}, run `deadiff convert {OFFICIAL_FILE} OUT` here and load OUT"
         ) from error
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,12 +57,11 @@ class Plan:
 
     def tensors(self, part: str, read: Callable[[str], Tensor]) -> Iterator[Tensor]:
         """The part's weights in the order of shapes(), one at a time: fused q, k, v taken apart, 1x1 convolutions as matrices."""
+        read = lru_cache(maxsize=2)(read)  # the weight and bias that q, k and v share, one block at a time
         for key, shape in self.shapes(part).items():
             official, target = self.sources[part][key]
             tensor = read(official)
-            if target.third is not None:
-                tensor = tensor.chunk(3)[target.third]
-            yield tensor.reshape(shape)
+            yield (tensor if target.third is None else tensor.chunk(3)[target.third]).reshape(shape)
 
 
 def make_plan(
