@@ -111,6 +111,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes_and_leaves_no_half_file(data_s
     with pytest.raises(KeyboardInterrupt):
         build.build(tmp_path / "killed", CONFIG, art=ART)
     assert len(parquet_bytes(tmp_path / "killed")) == 5
+    (tmp_path / "killed" / "plain" / ".noto.parquet.1.partial").write_bytes(b"half")  # what kill -9 leaves
     monkeypatch.undo()
     build.build(tmp_path / "killed", CONFIG, art=ART)
     assert parquet_bytes(tmp_path / "killed") == parquet_bytes(data_set)

@@ -130,9 +130,11 @@ def build(
 
     Raises DataError (no art, wrong checksum, `out` was built otherwise).
     """
-    out = out.expanduser()
+    out, art = out.expanduser(), art.expanduser() if art else None
+    source = from_folder(art) if art else from_packages(cache.expanduser(), offline=offline, progress=progress)
     _claim(out, config, art)
-    source = from_folder(art.expanduser()) if art else from_packages(cache.expanduser(), offline=offline, progress=progress)
+    for left_over in out.rglob(".*.partial"):  # of a run that was killed in the middle of a write
+        left_over.unlink()
     subjects = _limited(source.subjects, config.limit)
     counts = tag_counts({"subject": subject.hexcode, "tags": subject.tags} for subject in subjects)
     known: set[str] = set()  # sha256 of every picture so far
@@ -227,9 +229,7 @@ def _row(
 
 def _claim(out: Path, config: BuildConfig, art: Path | None) -> None:
     """Writes build.json, or checks that the one that is there asks for the same."""
-    packages = [EMOJIBASE, EMOJILIB, *(art_set.package for art_set in SETS)]
-    origin = f"folder {art.name}" if art else hashlib.sha256("".join(package.sha256 for package in packages).encode()).hexdigest()
-    wanted = {"format": FORMAT, **asdict(config), "art": origin}
+    wanted = {"format": FORMAT, **asdict(config), "art": _folder_sha256(art) if art else _packages_sha256()}
     note = out / "build.json"
     if note.exists():
         try:
@@ -248,6 +248,19 @@ def _claim(out: Path, config: BuildConfig, art: Path | None) -> None:
     if out.exists() and any(out.iterdir()):
         raise DataError(f"'{out}' is not empty and holds no build.json: choose an empty or a new folder for --out")
     write_text_whole(note, json.dumps(wanted, indent=1) + "\n")
+
+
+def _packages_sha256() -> str:
+    packages = [EMOJIBASE, EMOJILIB, *(art_set.package for art_set in SETS)]
+    return hashlib.sha256("".join(package.sha256 for package in packages).encode()).hexdigest()
+
+
+def _folder_sha256(art: Path) -> str:
+    digest = hashlib.sha256()
+    for file in [art / "subjects.json", *sorted(art.glob("*/*.svg"))]:
+        if file.is_file():
+            digest.update(str(file.relative_to(art)).encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _limited(subjects: list[Subject], limit: int | None) -> list[Subject]:

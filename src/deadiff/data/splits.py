@@ -38,7 +38,7 @@ def family_of(set_name: str) -> str:
     return SETS_BY_NAME[set_name].family
 
 
-def split_of(subject: str, set: str, rendition: str = PLAIN) -> str:  # noqa: A002
+def split_of(subject: str, set: str, rendition: str = PLAIN) -> str:
     """'train', 'unseen_combination' or 'unseen_style'. `subject` is a hexcode."""
     if set in HELD_OUT_SETS or rendition in HELD_OUT_RENDITIONS:
         return UNSEEN_STYLE
@@ -47,7 +47,7 @@ def split_of(subject: str, set: str, rendition: str = PLAIN) -> str:  # noqa: A0
     return TRAIN
 
 
-def is_reference_holdout(subject: str, set: str, rendition: str = PLAIN) -> bool:  # noqa: A002
+def is_reference_holdout(subject: str, set: str, rendition: str = PLAIN) -> bool:
     """True if training must never show this picture as a reference: by lot, or because it is not a training picture at all."""
     return split_of(subject, set, rendition) != TRAIN or _lot("reference", subject, family_of(set)) < REFERENCE_SHARE
 
