@@ -1,0 +1,66 @@
+"""Files are written whole or not at all, and a new file never replaces one that exists: it is numbered on."""
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import ConfigError
+from .references import one_line
+
+MOST = 100_000  # names tried before giving up
+
+
+def prepare_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder if need be and prove that a file can be written in it, before any long work. Raises ConfigError."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"folder '{folder}' cannot be written to: {one_line(error)}; choose another with --out") from error
+    return path
+
+
+def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """FOLDER/stem.suffix, or stem_2, stem_3... if that exists. Raises ConfigError (disk full, no permission), leaving nothing behind."""
+    try:
+        with _beside(folder, data) as temporary:
+            for number in range(1, MOST):
+                path = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}")
+                if _publish(temporary, path):
+                    return path
+    except OSError as error:
+        raise ConfigError(f"'{folder / (stem + suffix)}' cannot be written: {one_line(error)}") from error
+    raise ConfigError(f"folder '{folder}' already holds {MOST} pictures called '{stem}': choose another with --out")
+
+
+@contextlib.contextmanager
+def _beside(folder: Path, data: bytes) -> Iterator[Path]:
+    """A complete temporary file in the folder, gone afterwards."""
+    path = folder / f".deadiff-{secrets.token_hex(8)}"
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> bool:
+    """Give the complete file its name in one step; False if the name is taken, even by a process a moment ago."""
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
