@@ -294,6 +294,16 @@ def test_sets_without_code_points_are_aligned_by_name():
     assert subjects.match_by_name(listed, ["wave"], "fxemoji") == {"1F30A": "wave"}  # that set draws the sea
 
 
+def test_a_drawing_with_two_names_goes_to_the_subject_of_its_first_name():
+    def subject(hexcode: str, label: str) -> subjects.Subject:
+        return subjects.Subject(hexcode=hexcode, label=label, tags=(), group="", names=((subjects.slug(label),),))
+
+    listed = [subject("1F997", "cricket"), subject("1F3CF", "cricket game"), subject("1F43B", "bear")]
+    parents = {"cricket": "cricket-game", "bear": "bear-face"}
+    found = subjects.match_by_name(listed, ["cricket-game", "bear-face", "cricket", "bear"], parents=parents)
+    assert found == {"1F3CF": "cricket-game", "1F43B": "bear"}
+
+
 def test_hexcodes_are_written_one_way():
     assert subjects.hexcode_of("1f3d6-fe0f") == "1F3D6"
     assert subjects.hexcode_of("0023_FE0F_20E3") == "0023-20E3"

@@ -51,7 +51,9 @@ def _read_iconify(art_set: ArtSet, archive: Path, subjects: list[Subject]) -> di
         chars = json.load(_member(tar, "package/chars.json"))
     names = {hexcode_of(code): name for code, name in chars.items()}
     if not names:  # no code points recorded: align by the name
-        names = match_by_name(subjects, [*icons["icons"], *icons.get("aliases", {})], art_set.name)
+        aliases = icons.get("aliases", {})
+        same = {name: alias["parent"] for name, alias in aliases.items() if set(alias) == {"parent"}}  # others are mirrored
+        names = match_by_name(subjects, [*icons["icons"], *aliases], art_set.name, same)
     wanted = {subject.hexcode for subject in subjects}
     return {
         code: Drawing(subject=code, kind="svg", source=_iconify_svg(icons, name))

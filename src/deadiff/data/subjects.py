@@ -15,6 +15,10 @@ from deadiff.data.art import EMOJIBASE, EMOJILIB
 MISNAMED: dict[str, dict[str, str | None]] = {
     "fxemoji": {"wave": "1F30A", "up": None, "down": None},
     "streamline-emojis": {"japan": None},  # the flag
+    "noto-v1": {"up-exclamation-button": "1F199"},
+    "emojione": {"up-text-button": "1F199"},
+    "emojione-monotone": {"up-text-button": "1F199"},
+    "emojione-v1": {"up-text-button": "1F199"},
 }
 _KEPT_FLAGS = {"flag"}  # subgroup: chequered, black, white, pirate...; countries and subdivisions are colours without a drawing
 
@@ -72,31 +76,42 @@ def read_subjects(archives: dict[str, Path]) -> list[Subject]:
     return subjects
 
 
-def match_by_name(subjects: list[Subject], names: list[str], set_name: str = "") -> dict[str, str]:
-    """Hexcode -> name, for sets that are keyed by words. A name is used once; a more trusted tier wins over a less trusted one.
+def match_by_name(
+    subjects: list[Subject], names: list[str], set_name: str = "", parents: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Hexcode -> name, for sets that are keyed by words. A more trusted tier of a subject's names wins over a less trusted one.
 
-    A trailing '-1', '-2' (variants of one subject) is tried after the bare name.
+    A drawing is used once: `parents` maps second names to the first name of the same drawing, which is preferred ("cricket" was a
+    second name of the cricket game before there was an insect). A trailing '-1', '-2' (variants of one subject) is tried after the
+    bare name.
     """
+    parents = parents or {}
     misnamed = MISNAMED.get(set_name, {})
     matched = {hexcode: name for name, hexcode in misnamed.items() if hexcode and name in names}
+    used = {parents.get(name, name) for name in matched.values()}
     names = [name for name in names if name not in misnamed]
-    by_slug: dict[str, str] = {}
-    for name in sorted(names, key=lambda name: (bool(re.search(r"-\d$", name)), name)):
-        by_slug.setdefault(slug(name), name)
-    for name in sorted(names):
-        by_slug.setdefault(slug(re.sub(r"-\d$", "", name)), name)
-    used: set[str] = set()
     for tier in range(max(len(subject.names) for subject in subjects)):
-        for subject in subjects:
-            if subject.hexcode in matched:
-                continue
-            for candidate in subject.names[tier]:
-                name = by_slug.get(candidate) if candidate else None
-                if name is not None and name not in used:
-                    matched[subject.hexcode] = name
-                    used.add(name)
-                    break
+        for is_second in (False, True):
+            by_slug = _by_slug([name for name in names if (name in parents) == is_second])
+            for subject in subjects:
+                if subject.hexcode in matched:
+                    continue
+                for candidate in subject.names[tier]:
+                    name = by_slug.get(candidate) if candidate else None
+                    if name is not None and parents.get(name, name) not in used:
+                        matched[subject.hexcode] = name
+                        used.add(parents.get(name, name))
+                        break
     return matched
+
+
+def _by_slug(names: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (bool(re.search(r"-\d$", name)), name)):
+        found.setdefault(slug(name), name)
+    for name in sorted(names):
+        found.setdefault(slug(re.sub(r"-\d$", "", name)), name)
+    return found
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
