@@ -81,8 +81,8 @@ def match_by_name(
 ) -> dict[str, str]:
     """Hexcode -> name, for sets that are keyed by words. A more trusted tier of a subject's names wins over a less trusted one.
 
-    A drawing is used once: `parents` maps second names to the first name of the same drawing, which is preferred ("cricket" was a
-    second name of the cricket game before there was an insect). A trailing '-1', '-2' (variants of one subject) is tried after the
+    A drawing is used once: `parents` maps second names to the first name of the same drawing, which is preferred: "cricket" was a
+    second name of the cricket game before there was an insect. A trailing '-1', '-2' (variants of one subject) is tried after the
     bare name.
     """
     parents = parents or {}
