@@ -1,0 +1,103 @@
+"""Stage 4: the DEADiff adapter. The base is frozen; image K/V, Q-Formers with their queries and projections learn from pairs."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from deadiff.adapter import DEADiffAdapter
+from deadiff.training.base import even_timesteps
+from deadiff.training.clip import tokenize
+from deadiff.training.loop import Task
+from deadiff.training.objectives import Objective, condition, diffusion_loss, live_parts
+from deadiff.training.samples import to_pixels
+
+# B batch, S reference side in pixels, Z latent channels, T text tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterTrainingConfig:
+    """Which tasks, how often, and what is dropped."""
+
+    objectives: tuple[str, ...] = ("stre", "sere", "reconstruction")  # taken in turn: 1:1:1
+    text_drop: float = 0.1  # share of the paired samples whose prompt is empty
+
+
+class Pairs(NamedTuple):
+    """One draw of one task: references, their targets and what is said of the targets."""
+
+    objective: Objective
+    references: Tensor  # (B, 3, S, S) preprocessed
+    latents: Tensor  # (B, Z, h, w), scaled
+    text: Tensor  # (B, T) token ids
+
+
+class AdapterTask(Task):
+    """`draw(objective, draw, count)` -> (uint8 references (B, S, S, 3), unscaled latents of the targets, target captions)."""
+
+    def __init__(
+        self,
+        config: AdapterTrainingConfig,
+        adapter: DEADiffAdapter,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        schedule,
+        scaling_factor: float,
+        draw: Callable[[Objective, int, int], tuple[np.ndarray, np.ndarray, Sequence[str]]],
+    ) -> None:
+        self.config, self.draw, self.schedule, self.scaling_factor = config, draw, schedule, scaling_factor
+        self.objectives = [Objective(name) for name in config.objectives]
+        self.text_encoder, self.tokenizer = text_encoder.requires_grad_(False).eval(), tokenizer
+        self.unet = unet.requires_grad_(False).eval()
+        adapter.inject(self.unet)
+        self.modules: dict[str, nn.Module] = {"adapter": adapter.train()}
+
+    def batch(self, draw: int, batch_size: int) -> Pairs:
+        objective = self.objectives[draw % len(self.objectives)]
+        references, latents, captions = self.draw(objective, draw, batch_size)
+        adapter = self.modules["adapter"]
+        assert isinstance(adapter, DEADiffAdapter)
+        pixels = adapter.config.preprocess(to_pixels(references))
+        return Pairs(
+            objective, pixels, torch.from_numpy(latents).float() * self.scaling_factor, tokenize(self.tokenizer, captions)
+        )
+
+    def loss(self, batch: Pairs, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The base's own diffusion loss under the task's condition; the curve keeps the tasks apart."""
+        adapter = self.modules["adapter"]
+        assert isinstance(adapter, DEADiffAdapter)
+        live = live_parts(batch.objective, len(batch.latents), generator, self.config.text_drop)
+        style = batch.references if batch.objective is not Objective.SERE else None
+        content = batch.references if batch.objective is not Objective.STRE else None
+        tokens = adapter(style=style, content=content)
+        with torch.no_grad():
+            said = self.text_encoder(torch.cat([tokenize(self.tokenizer, [""]), batch.text])).last_hidden_state
+        prompt_embeds = condition(said[1:], said[:1], tokens.style, tokens.content, live).to(self.unet.dtype)
+
+        timesteps = even_timesteps(len(batch.latents), generator)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        noisy = self.schedule.add_noise(batch.latents, noise, timesteps)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is slow on a CPU (docs/log.md)
+            predicted = self.unet(noisy.to(self.unet.dtype), timesteps, prompt_embeds).sample
+        loss = diffusion_loss(predicted, batch.latents, noise, timesteps, self.schedule)
+        return loss, {str(batch.objective.value): loss.detach() * len(self.objectives)}
+
+    def replicate(self) -> "AdapterTask":
+        """An adapter of its own needs a U-Net of its own, since the processors point from one to the other."""
+        adapter = self.modules["adapter"]
+        assert isinstance(adapter, DEADiffAdapter)
+        adapter.eject()
+        replica = copy.copy(self)
+        replica.unet, copied = copy.deepcopy((self.unet, adapter))
+        replica.modules = {"adapter": copied}
+        adapter.inject(self.unet)
+        copied.inject(replica.unet)
+        return replica

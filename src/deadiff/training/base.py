@@ -1,0 +1,136 @@
+"""Stage 3 of the icons model: the text-to-image base, a latent U-Net with Stable Diffusion 1.5's sixteen cross-attention layers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from deadiff.autoencoder import PatchAutoencoder
+from deadiff.training.clip import tokenize
+from deadiff.training.fast_attention import MatmulAttnProcessor
+from deadiff.training.loop import Task
+
+# B batch, Z latent channels, h = w = 8, T text tokens, C text width
+
+SCHEDULE = dict(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    clip_sample=False,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """Size of the U-Net and what is dropped while it learns."""
+
+    block_out_channels: tuple[int, int, int] = (192, 192, 256)
+    head_dim: int = 64
+    text_drop: float = 0.1  # share of the samples whose prompt is empty, for classifier-free guidance
+
+
+class BaseBatch(NamedTuple):
+    latents: Tensor  # (B, Z, h, w), unit variance
+    text: Tensor  # (B, T) token ids
+
+
+def build_unet(config: BaseConfig, latent_channels: int, text_width: int, sample_size: int = 8) -> UNet2DConditionModel:
+    """Three cross-attention levels of two layers each: 6 layers down, 1 in the middle, 9 up, as Stable Diffusion 1.5 has."""
+    levels = len(config.block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=2,
+        cross_attention_dim=text_width,
+        attention_head_dim=tuple(c // config.head_dim for c in config.block_out_channels),  # diffusers: the number of heads
+    )
+
+
+def even_timesteps(count: int, generator: torch.Generator, total: int = 1000) -> Tensor:
+    """(count,) timesteps, one from each of `count` equal bands in random order: uniform, with less variance."""
+    bands = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return (bands * total).long()
+
+
+class BaseTask(Task):
+    """`draw(draw, count)` -> (latents (B, Z, h, w) in the autoencoder's units, captions)."""
+
+    def __init__(
+        self,
+        config: BaseConfig,
+        draw: Callable[[int, int], tuple[np.ndarray, list[str]]],
+        vae: PatchAutoencoder,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        prompts: Sequence[str] = (),
+    ) -> None:
+        self.config, self.draw, self.prompts = config, draw, list(prompts)
+        self.vae, self.text_encoder, self.tokenizer = vae.eval(), text_encoder.requires_grad_(False).eval(), tokenizer
+        unet = build_unet(config, vae.config.latent_channels, text_encoder.config.hidden_size)  # pyright: ignore
+        unet.set_attn_processor(MatmulAttnProcessor())
+        self.modules = {"unet": unet}
+        self.schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
+
+    def batch(self, draw: int, batch_size: int) -> BaseBatch:
+        latents, captions = self.draw(draw, batch_size)
+        scaled = torch.from_numpy(latents).float() * self.vae.config.scaling_factor  # pyright: ignore
+        return BaseBatch(scaled, tokenize(self.tokenizer, captions))
+
+    def loss(self, batch: BaseBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the velocity v = sqrt(a) * noise - sqrt(1 - a) * latents (Salimans and Ho 2022, section 4)."""
+        unet, (latents, text) = self.modules["unet"], batch
+        dropped = torch.rand(len(text), generator=generator) < self.config.text_drop
+        text = torch.where(dropped[:, None], tokenize(self.tokenizer, [""]), text)
+        timesteps = even_timesteps(len(latents), generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = self.schedule.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        target = self.schedule.get_velocity(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        with torch.no_grad():
+            said = self.text_encoder(text).last_hidden_state  # (B, T, C)
+        dtype = next(unet.parameters()).dtype
+        drawn = unet(noisy.to(dtype), timesteps, said.to(dtype)).sample
+        loss = F.mse_loss(drawn.float(), target)
+        return loss, {}
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], guidance_scale: float = 4.0, steps: int = 20, seed: int = 0) -> np.ndarray:
+        """Draw each prompt once: uint8 (B, S, S, 3)."""
+        unet = self.modules["unet"]
+        dtype = next(unet.parameters()).dtype
+        solver = DPMSolverMultistepScheduler(**{k: v for k, v in SCHEDULE.items() if k != "clip_sample"})  # pyright: ignore
+        solver.set_timesteps(steps)
+        said = self.text_encoder(tokenize(self.tokenizer, ["", *prompts])).last_hidden_state.to(dtype)
+        said = torch.cat([said[:1].expand(len(prompts), -1, -1), said[1:]])
+        size = unet.config.sample_size  # pyright: ignore
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        channels = unet.config.in_channels  # pyright: ignore
+        latents = torch.stack([torch.randn(channels, size, size, generator=g) for g in generators])
+        for t in solver.timesteps:
+            empty, prompted = unet(torch.cat([latents, latents]).to(dtype), t, said).sample.float().chunk(2)
+            latents = solver.step(empty + guidance_scale * (prompted - empty), t, latents).prev_sample  # pyright: ignore
+        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()  # pyright: ignore
+        return pixels.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+    def preview(self, step: int, folder: Path) -> None:
+        """The prompts of the recipe, eight to a row, with the same noise every time."""
+        if not self.prompts:
+            return
+        drawn = self.sample(self.prompts)
+        rows = [np.concatenate(drawn[i : i + 8], axis=1) for i in range(0, len(drawn) - 7, 8)]
+        Image.fromarray(np.concatenate(rows)).save(folder / f"preview-{step:08d}.png")

@@ -1,0 +1,68 @@
+"""The three training tasks (paper section 3.3) as pure functions: what the U-Net is told, and what it is asked to predict.
+
+- STRE, style representation extraction: reference and target share a style; only the style tokens are live.
+- SERE, semantic representation extraction: reference and target share a subject; only the content tokens are live.
+- Reconstruction: the reference is the target; both are live, the prompt is empty.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# B batch, T text tokens, I image tokens of a role, C token width, Z latent channels
+
+
+class Objective(str, Enum):
+    """The tasks by the paper's names. `Objective("stre")` works."""
+
+    STRE = "stre"
+    SERE = "sere"
+    RECONSTRUCTION = "reconstruction"
+
+
+CONDITION_DROP = {Objective.STRE: 0.15, Objective.SERE: 0.15, Objective.RECONSTRUCTION: 0.0}  # share of samples, released config
+
+
+class Live(NamedTuple):
+    """Which image tokens each sample keeps, (B,) bool per role, and whether its prompt is kept."""
+
+    style: Tensor
+    content: Tensor
+    text: Tensor
+
+
+def live_parts(objective: Objective, batch: int, generator: torch.Generator, text_drop: float = 0.0) -> Live:
+    """Draw what is live for each of `batch` samples of one task.
+
+    Reconstruction drops by the batch, as the released code does: one draw decides between style alone, content alone and both.
+    """
+    kept = torch.rand(batch, generator=generator) >= CONDITION_DROP[objective]
+    none = torch.zeros(batch, dtype=torch.bool)
+    if objective is Objective.RECONSTRUCTION:
+        choice = int(torch.randint(3, (), generator=generator))
+        return Live(torch.full_like(none, choice != 1), torch.full_like(none, choice != 0), none)
+    text = torch.rand(batch, generator=generator) >= text_drop
+    return Live(kept, none, text) if objective is Objective.STRE else Live(none, kept, text)
+
+
+def condition(text: Tensor, empty: Tensor, style: Tensor | None, content: Tensor | None, live: Live) -> Tensor:
+    """(B, T, C), (1, T, C), (B, I, C) or None per role -> [text | style | content] (B, T + 2 I, C) with idle parts zeroed."""
+    text = torch.where(live.text[:, None, None], text, empty.to(text.dtype))
+    like = style if style is not None else content
+    assert like is not None, "a task without any reference tokens"
+    roles = [torch.zeros_like(like) if tokens is None else tokens * on[:, None, None].to(tokens.dtype)
+             for tokens, on in ((style, live.style), (content, live.content))]  # fmt: skip
+    return torch.cat([text, *(r.to(text.dtype) for r in roles)], dim=1)
+
+
+def diffusion_loss(predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, schedule) -> Tensor:
+    """Plain mean squared error against the schedule's own target: noise (SD 1.5, the paper) or velocity (icons).
+
+    predicted, latents, noise (B, Z, h, w); `schedule` is a diffusers scheduler with `get_velocity`.
+    """
+    velocity = schedule.config.prediction_type == "v_prediction"
+    target = schedule.get_velocity(latents, noise, timesteps) if velocity else noise
+    return F.mse_loss(predicted.float(), target.float())

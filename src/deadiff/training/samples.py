@@ -1,0 +1,26 @@
+"""Drawing training samples: which pictures come in which step, as a pure function of (seed, step)."""
+
+import numpy as np
+import torch
+
+
+def rng_of(seed: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The generator of one step of one stream, the same on every machine and after every resume."""
+    return np.random.default_rng([seed, stream, step])
+
+
+def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def recolour(pictures: np.ndarray, rng: np.random.Generator, share: float = 0.5) -> np.ndarray:
+    """Permute channels, invert or tint a share of uint8 (B, S, S, 3): colours that the art itself lacks."""
+    pictures = pictures.copy()
+    for i in np.flatnonzero(rng.random(len(pictures)) < share):
+        x = pictures[i][..., rng.permutation(3)].astype(np.float32)
+        if rng.random() < 0.5:
+            x = 255 - x
+        low, high = np.sort(rng.uniform(0, 255, (2, 3)), axis=0) if rng.random() < 0.5 else (0.0, 255.0)
+        pictures[i] = (low + x * (np.asarray(high) - low) / 255).astype(np.uint8)
+    return pictures
