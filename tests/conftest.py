@@ -1,19 +1,18 @@
 """Shared by all tests: no network, shapes of public tensor functions checked, greatest parity differences printed at the end."""
 
-import contextlib
 import os
 import sys
 from pathlib import Path
+
+from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 sys.path.insert(0, str(Path(__file__).parent / "parity"))
 
-with contextlib.suppress(ImportError):  # jaxtyping's annotations are checked in tests only
-    from jaxtyping import install_import_hook
-
-    install_import_hook(["deadiff.attention", "deadiff.extractor", "deadiff.adapter"], "beartype.beartype")
+# jaxtyping's annotations are checked in tests only; shapes.check is in shapes.py
+install_import_hook(["deadiff.attention", "deadiff.extractor", "deadiff.adapter"], "shapes.check")
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class DEADiffAdapter(nn.Module):
                     for role in Role
                 }
             )
-        except (ValueError, TypeError) as error:  # transformers refuses impossible sizes in its own words
+        except (ValueError, TypeError, StrictDataclassError) as error:  # transformers refuses impossible sizes in its own words
             reason = str(error).splitlines()[-1].strip()
             raise ConfigError(f"the config's vision or qformer sizes cannot be built: {reason}") from error
         self.image_kv = nn.ModuleDict({_key(path): ImageKV(config.token_dim, dim) for path, dim in config.image_kv.items()})

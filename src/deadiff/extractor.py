@@ -17,8 +17,6 @@ from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from deadiff.errors import ConfigError, ReferenceError
 
-Picture = Image.Image | np.ndarray | Tensor
-
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
@@ -40,7 +38,7 @@ class Preprocess:
                 raise ConfigError(f"preprocess {name} has {len(value)} numbers: expected one for each of R, G, B")
             object.__setattr__(self, name, value)
 
-    def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "B 3 S S"]:
+    def __call__(self, pictures: Any) -> Float[Tensor, "B 3 S S"]:
         """PIL, uint8 arrays ([B,] H, W, 3), tensors in [-1, 1] ([B,] 3, H, W), or a list of them, whose sizes may differ."""
         if isinstance(pictures, Tensor | np.ndarray) and pictures.ndim == 4:
             batch = [self._pixels(x) for x in pictures] if isinstance(pictures, np.ndarray) else [self._resize_tensor(pictures)]
@@ -54,7 +52,7 @@ class Preprocess:
         mean, std = x.new_tensor(self.mean).view(3, 1, 1), x.new_tensor(self.std).view(3, 1, 1)
         return (x - mean) / std
 
-    def _pixels(self, picture: Picture) -> Tensor:
+    def _pixels(self, picture: Any) -> Tensor:
         """One picture -> (1, 3, S, S) in [0, 1]."""
         if isinstance(picture, Tensor):
             return self._resize_tensor(picture[None] if picture.ndim == 3 else picture)
@@ -81,7 +79,7 @@ class Preprocess:
             square = Image.new("RGB", (side, side), "white")
             square.paste(picture, (-left, -top))
             return square.resize((s, s), Image.Resampling.BICUBIC)
-        return picture.resize((s, s), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        return picture.crop((left, top, left + side, top + side)).resize((s, s), Image.Resampling.BICUBIC)
 
     def _resize_tensor(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 3, S, S) in [0, 1], on the tensor's device: for pictures that are tensors already."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -102,7 +103,7 @@ def make_plan(
         models = _build(sizes, heads or Heads(), two_eyes)
     except KeyError as error:
         raise CheckpointError(f"{error.args[0]} is missing in '{source}': is the checkpoint complete? {DOCS}") from error
-    except (ConfigError, ValueError, ZeroDivisionError) as error:
+    except (ConfigError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         raise CheckpointError(f"the sizes of '{source}' make no DEADiff model: {error}") from error
     for part, model in models.items():
         _compare(part, {k: v.shape for k, v in model.state_dict().items()}, found[part], shapes, source)
