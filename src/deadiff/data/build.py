@@ -170,24 +170,27 @@ def _build_renditions(
     progress: Progress,
 ) -> None:
     records = {subject.hexcode: subject for subject in subjects}
-    for name in source.sets:
-        if SETS_BY_NAME[name].held_out:  # an unseen style already: it stays as drawn
-            continue
+    names = [name for name in source.sets if not SETS_BY_NAME[name].held_out]  # an unseen style already: it stays as drawn
+    total = sum(len(read_rows(out / "plain" / f"{name}.parquet", ["set"])) for name in names)
+    done = 0
+    for name in names:
         plain = read_rows(out / "plain" / f"{name}.parquet", ["image", "subject"])
         for start in range(0, len(plain), PICTURES_PER_SHARD):
             shard = out / "rendered" / f"{name}-{start // PICTURES_PER_SHARD:02d}.parquet"
-            if shard.exists():
-                continue
             part = plain[start : start + PICTURES_PER_SHARD]
+            if shard.exists():
+                done += len(part)
+                continue
             jobs = [(row["image"]["bytes"], row["subject"]) for row in part]
-            what = f"{name}, renditions of {start + 1} to {start + len(part)}"
             job = partial(_render_job, set_name=name, number=config.renditions, seed=config.seed)
             rows = []
-            for (_, subject), drawn in zip(jobs, _counted(mapped(job, jobs), what, len(part), progress), strict=True):
+            for (_, subject), drawn in zip(jobs, mapped(job, jobs), strict=True):
                 rows += [
                     _row(png, sha256, records[subject], name, rendition, palette, config.seed, counts)
                     for png, sha256, rendition, palette in drawn
                 ]
+                done += 1
+                progress("pictures rendered", done, total)
             write_shard(shard, rows)
 
 
