@@ -6,8 +6,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {  # public name -> module that defines it
-    "load": "stylizer",
+    "load": "loading",
     "Stylizer": "stylizer",
+    "Job": "jobs",
     "Reference": "references",
     "DEADiffAdapter": "adapter",
     "Role": "routes",

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from .errors import ConfigError
-from .references import one_line, read_bytes
+from deadiff.errors import ConfigError
+from deadiff.references import one_line, read_bytes
 
 KEY = "deadiff"  # of the PNG text that holds the JSON
 FORMAT = 1
@@ -90,7 +90,7 @@ class Recipe:
             raise ConfigError(f"the recipe cannot be read: {one_line(error)}") from error
 
     def summary(self) -> str:
-        """For people and for other tools: the prompt, the negative prompt, and one line of options (the usual "parameters" text)."""
+        """For people and for other tools: the prompt, the negative prompt, one line of options (the usual "parameters" text)."""
 
         def named(sources: tuple[Source, ...]) -> str:
             return " + ".join(f"{Path(s.path).name if s.path else s.sha256[:8]}:{s.weight:g}" for s in sources)
@@ -126,7 +126,7 @@ def png_bytes(image: Image.Image, recipe: Recipe) -> bytes:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a PNG drawn by deadiff. Raises ReferenceError for an unreadable file, ConfigError where there is no recipe."""
+    """The recipe in a PNG drawn by deadiff. Raises ReferenceError (unreadable file) or ConfigError (no recipe in it)."""
     data = read_bytes(path, "picture")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -145,7 +145,7 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """A sha256 over name, shape and 16 evenly spaced values of every parameter of {name: module}: tells models apart in milliseconds.
+    """A sha256 over name, shape and 16 values of every parameter of {name: module}: tells models apart in milliseconds.
 
     It is no protection against someone who hides a change; the values are read in float32, so fp16 and fp32 copies agree.
     """

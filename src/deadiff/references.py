@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from .errors import ReferenceError
+from deadiff.errors import ReferenceError
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ _LOOKS_LIKE = (  # what people hand over instead of a picture: the first bytes, 
 class Reference:
     """A reference picture, read and checked once, and how much it counts among others.
 
-    source is a path, bytes, a PIL image, a numpy array or torch tensor (HxW, HxWx1/3/4, 3xHxW; uint8, uint16, bool or floats in
-    [0, 1]), or another Reference. `picture` is RGB, upright, sRGB, transparency on white; `sha256` is of the file's bytes, or of the
-    pixels where there is no file. Raises ReferenceError, in one line.
+    source is a path, bytes, a PIL image, a numpy array or torch tensor (HxW, HxWx1/3/4, 3xHxW; uint8, uint16, bool or floats
+    in [0, 1]), or another Reference. `picture` is RGB, upright, sRGB, transparency on white; `sha256` is of the file's bytes, or
+    of the pixels where there is no file. Raises ReferenceError, in one line.
     """
 
     source: Any = field(repr=False)
@@ -108,7 +108,12 @@ def read_picture(source: Any, *, what: str = "reference picture", max_pixels: in
     else:
         got = f"{type(source).__name__} {str(source)[:60]!r}"
         raise ReferenceError(f"{what} is {got}: expected a path, bytes, a PIL image, a numpy array or a Reference")
-    return picture, hashlib.sha256(f"RGB {picture.size}".encode() + picture.tobytes()).hexdigest()
+    return picture, pixels_sha256(picture)
+
+
+def pixels_sha256(picture: Image.Image) -> str:
+    """What stands for a file's sha256 where there is no file."""
+    return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "file", max_bytes: int = MAX_BYTES) -> bytes:

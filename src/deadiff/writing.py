@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ConfigError
-from .references import one_line
+from deadiff.errors import ConfigError
+from deadiff.references import one_line
 
 MOST = 100_000  # names tried before giving up
 
@@ -26,7 +26,7 @@ def prepare_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
-    """FOLDER/stem.suffix, or stem_2, stem_3... if that exists. Raises ConfigError (disk full, no permission), leaving nothing behind."""
+    """FOLDER/stem.suffix, or stem_2... if that exists. Raises ConfigError (disk full, no permission), leaving nothing behind."""
     try:
         with _beside(folder, data) as temporary:
             for number in range(1, MOST):
