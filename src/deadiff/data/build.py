@@ -180,6 +180,7 @@ def _build_renditions(
             part = plain[start : start + PICTURES_PER_SHARD]
             if shard.exists():
                 done += len(part)
+                progress("pictures rendered", done, total)
                 continue
             jobs = [(row["image"]["bytes"], row["subject"]) for row in part]
             job = partial(_render_job, set_name=name, number=config.renditions, seed=config.seed)

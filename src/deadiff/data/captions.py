@@ -100,7 +100,10 @@ def caption(row: Mapping, rng: np.random.Generator, style_words: bool, counts: M
     style = styles[int(rng.integers(len(styles)))]
     if row["rendition"] != PLAIN and row["palette"] and rng.random() < 0.25:
         style = f"{style}, {row['palette']}"
-    frames = _STYLE_FRAMES if style.startswith(("a ", "an ")) and "," not in subject and "," not in style else _STYLE_FRAMES[:3]
+    # "a wool knit of an owl", but not "a wool knit of a picture of an owl" nor "knitted in wool of an owl"
+    is_noun = style.startswith(("a ", "an ")) and not any("," in words for words in (subject, style))
+    is_framed = " of " in subject or subject.endswith((" icon", " emoji"))
+    frames = _STYLE_FRAMES if is_noun and not is_framed else _STYLE_FRAMES[:3]
     return _shortened(frames[int(rng.integers(len(frames)))].format(subject=subject, style=style))
 
 

@@ -123,7 +123,7 @@ def _split_table(rows: list[dict]) -> list[str]:
     held_out_sets = sum(art_set.held_out for art_set in SETS_BY_NAME.values())
     meanings = {
         TRAIN: "training",
-        UNSEEN_COMBINATION: f"the subject was never seen in that style: {COMBINATION_SHARE:.0%} of the (subject, style) pairs",
+        UNSEEN_COMBINATION: f"a subject never seen in that style: by lot {COMBINATION_SHARE:.0%} of the (subject, style) pairs",
         UNSEEN_STYLE: f"the style was never seen: {held_out_sets} sets and {len(HELD_OUT_RENDITIONS)} renditions",
     }
     return ["| split | pictures | what it is |", "|---|---|---|"] + [
