@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,7 +58,10 @@ def _load(path: Path) -> Any:
     while True:
         allowed = torch.serialization.safe_globals(list(leftovers.values())) if leftovers else nullcontext()
         try:
-            with allowed:
+            with allowed, warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # of unusual pickle protocols: what cannot be read is an error anyhow
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL (\S+)", str(error))

@@ -82,9 +82,7 @@ def check_schedule(state: Mapping[str, Tensor], source: str) -> None:
         ours = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
         stored = state["betas"].double()
         if stored.shape != ours.shape or not torch.allclose(stored, ours, rtol=1e-4, atol=0):
-            raise CheckpointError(
-                f"the noise schedule (betas) of '{source}' is not Stable Diffusion's: expected 0.00085 to 0.012, {DOCS}"
-            )
+            raise CheckpointError(f"the betas of '{source}' are not Stable Diffusion's: expected 0.00085 to 0.012, {DOCS}")
 
 
 def convert(

@@ -114,6 +114,8 @@ def _unet(key: str, levels: int) -> list[Place] | None:
             return [Place("unet", f"down_blocks.{level}.downsamplers.0.{inner.replace('op.', 'conv.', 1)}")]
         if inner.startswith("conv.") and way == "output" and i == 2:
             return [Place("unet", f"up_blocks.{level}.upsamplers.0.{inner}")]
+        if way == "input" and i == 2:
+            return None
         if slot == 0:
             return _unet_resnet(f"{side}.{level}.resnets.{i}", inner)
         if slot == 1:

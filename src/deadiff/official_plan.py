@@ -72,8 +72,12 @@ def make_plan(
 
     two_eyes: the checkpoint's two vision towers differ, keep both; otherwise the content reader's is dropped as a copy.
     """
-    levels = _count(shapes, r"model\.diffusion_model\.input_blocks\.(\d+)\.", source) // 3 + 1
-    vae_levels = _count(shapes, r"first_stage_model\.encoder\.down\.(\d+)\.", source) + 1
+    # input blocks: conv_in, then two ResBlocks and a downsampling per level, none on the last
+    input_blocks = _layers(shapes, r"model\.diffusion_model\.input_blocks\.(\d+)\.")
+    levels, vae_levels = -(-input_blocks // 3), _layers(shapes, r"first_stage_model\.encoder\.down\.(\d+)\.")
+    for part, count in (("model.diffusion_model", levels), ("first_stage_model", vae_levels)):
+        if count == 0:
+            raise CheckpointError(f"'{source}' holds no {part}.* weights: expected the published DEADiff checkpoint, {DOCS}")
     ignored: dict[str, str] = {}
     found: dict[str, dict[str, tuple[str, Place]]] = {part: {} for part in PARTS}
     unknown: list[str] = []
@@ -108,15 +112,6 @@ def make_plan(
     for part, model in models.items():
         _compare(part, {k: v.shape for k, v in model.state_dict().items()}, found[part], shapes, source)
     return Plan(models=models, sources=found, ignored=ignored)
-
-
-def _count(shapes: Mapping[str, Any], pattern: str, source: str) -> int:
-    """The highest number that the pattern finds in a key."""
-    numbers = [int(match[1]) for key in shapes if (match := re.match(pattern, key))]
-    if not numbers:
-        what = pattern.split(r"\.")[0]
-        raise CheckpointError(f"'{source}' holds no {what}.* weights: expected the published DEADiff checkpoint, {DOCS}")
-    return max(numbers) - ("input_blocks" in pattern)
 
 
 def _shape(shape: tuple[int, ...], target: Place) -> tuple[int, ...]:

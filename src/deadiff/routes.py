@@ -6,7 +6,7 @@ as in SDXL. Tables are keyed by path, never by position: `unet.attn_processors` 
 """
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 
 from diffusers.models.attention_processor import Attention
 from torch import nn
@@ -14,14 +14,11 @@ from torch import nn
 from deadiff.errors import ConfigError
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a reference picture is asked for."""
 
     STYLE = "style"
     CONTENT = "content"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 BOTH = "both"  # a layer that reads the tokens of both roles: the ablation without disentangling
