@@ -1,10 +1,12 @@
 """PatchAutoencoder: 128 px pictures <-> 8x8 latents for the icons model, made of diffusers' own encoder and decoder.
 
 A stock `AutoencoderKL` with sixteenfold reduction spends most of its time at full resolution, where flat art has little to say.
-Here the first fourfold reduction is a pixel-unshuffle, which costs nothing: twice the pictures per second at training (docs/log.md).
+Here the first fourfold reduction is a pixel-unshuffle, which costs nothing: twice the pictures per second (docs/log.md).
 """
 
 # B batch, H, W picture size in pixels, h = H / 16, w = W / 16, Z latent channels
+
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -39,7 +41,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         super().__init__()
         folded = 3 * PATCH * PATCH
         levels = tuple(block_out_channels[2:])
-        shared = dict(
+        shared: dict[str, Any] = dict(
             block_out_channels=levels,
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
@@ -64,7 +66,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Latents (B, Z, h, w) -> pixels (B, 3, H, W), about [-1, 1]. Pipelines pass a `generator`; decoding has no use for it."""
+        """Latents (B, Z, h, w) -> pixels (B, 3, H, W), about [-1, 1]. Pipelines pass a `generator`; it has no use here."""
         pixels = F.pixel_shuffle(self.decoder(z), PATCH)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -16,7 +16,7 @@ from deadiff.adapter import DEADiffAdapter
 from deadiff.training.base import even_timesteps
 from deadiff.training.clip import tokenize
 from deadiff.training.loop import Task
-from deadiff.training.objectives import Objective, condition, diffusion_loss, live_parts
+from deadiff.training.objectives import Objective, diffusion_loss, keep_text, live_parts
 from deadiff.training.samples import to_pixels
 
 # B batch, S reference side in pixels, Z latent channels, T text tokens
@@ -80,7 +80,8 @@ class AdapterTask(Task):
         tokens = adapter(style=style, content=content)
         with torch.no_grad():
             said = self.text_encoder(torch.cat([tokenize(self.tokenizer, [""]), batch.text])).last_hidden_state
-        prompt_embeds = condition(said[1:], said[:1], tokens.style, tokens.content, live).to(self.unet.dtype)
+        text = keep_text(said[1:], said[:1], live.text).to(self.unet.dtype)
+        prompt_embeds = adapter.embed(text, tokens.style, tokens.content, live.style.float(), live.content.float())
 
         timesteps = even_timesteps(len(batch.latents), generator)
         noise = torch.randn(batch.latents.shape, generator=generator)

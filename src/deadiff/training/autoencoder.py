@@ -81,10 +81,19 @@ def edge_difference(drawn: torch.Tensor, target: torch.Tensor, scales: int = 3) 
 
 
 @torch.no_grad()
-def set_scaling(autoencoder: PatchAutoencoder, pixels: torch.Tensor) -> None:
-    """Record in the config the shift and scale that give latents of `pixels` (B, 3, S, S) mean 0 and standard deviation 1.
+def encode_all(autoencoder: PatchAutoencoder, pictures: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """uint8 (N, S, S, 3) -> the means of their posteriors, (N, Z, h, w) fp16, unscaled."""
+    parts = []
+    for start in range(0, len(pictures), batch_size):
+        pixels = to_pixels(pictures[start : start + batch_size]).to(autoencoder.dtype)  # pyright: ignore
+        parts.append(autoencoder.encode(pixels).latent_dist.mode().half().numpy())  # pyright: ignore
+    return np.concatenate(parts)
+
+
+def set_scaling(autoencoder: PatchAutoencoder, pictures: np.ndarray) -> None:
+    """Record in the config the scale that gives latents of `pictures`, uint8 (N, S, S, 3), standard deviation 1.
 
     One scale for all channels: channels of little energy stay faint, so that diffusion settles the large shapes first.
     """
-    mean = autoencoder.encode(pixels.to(autoencoder.dtype)).latent_dist.mode().float()  # pyright: ignore
-    autoencoder.register_to_config(scaling_factor=round(float(1 / mean.std()), 5))
+    spread = float(encode_all(autoencoder, pictures).astype(np.float32).std())
+    autoencoder.register_to_config(scaling_factor=round(1 / spread, 5))

@@ -1,4 +1,4 @@
-"""Stage 3 of the icons model: the text-to-image base, a latent U-Net with Stable Diffusion 1.5's sixteen cross-attention layers."""
+"""Stage 3 of the icons model: the text-to-image base, a latent U-Net with SD 1.5's sixteen cross-attention layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,7 +60,7 @@ def build_unet(config: BaseConfig, latent_channels: int, text_width: int, sample
         block_out_channels=config.block_out_channels,
         layers_per_block=2,
         cross_attention_dim=text_width,
-        attention_head_dim=tuple(c // config.head_dim for c in config.block_out_channels),  # diffusers: the number of heads
+        attention_head_dim=tuple(c // config.head_dim for c in config.block_out_channels),  # pyright: ignore # the number of heads
     )
 
 
@@ -79,11 +81,12 @@ class BaseTask(Task):
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         prompts: Sequence[str] = (),
+        sample_size: int = 8,  # side of the latents
     ) -> None:
         self.config, self.draw, self.prompts = config, draw, list(prompts)
         self.vae, self.text_encoder, self.tokenizer = vae.eval(), text_encoder.requires_grad_(False).eval(), tokenizer
-        unet = build_unet(config, vae.config.latent_channels, text_encoder.config.hidden_size)  # pyright: ignore
-        unet.set_attn_processor(MatmulAttnProcessor())
+        unet = build_unet(config, vae.config.latent_channels, text_encoder.config.hidden_size, sample_size)  # pyright: ignore
+        unet.set_attn_processor(MatmulAttnProcessor())  # pyright: ignore[reportArgumentType]
         self.modules = {"unet": unet}
         self.schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
 
@@ -117,9 +120,9 @@ class BaseTask(Task):
         solver.set_timesteps(steps)
         said = self.text_encoder(tokenize(self.tokenizer, ["", *prompts])).last_hidden_state.to(dtype)
         said = torch.cat([said[:1].expand(len(prompts), -1, -1), said[1:]])
-        size = unet.config.sample_size  # pyright: ignore
+        size: int = unet.config.sample_size  # pyright: ignore
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-        channels = unet.config.in_channels  # pyright: ignore
+        channels: int = unet.config.in_channels  # pyright: ignore
         latents = torch.stack([torch.randn(channels, size, size, generator=g) for g in generators])
         for t in solver.timesteps:
             empty, prompted = unet(torch.cat([latents, latents]).to(dtype), t, said).sample.float().chunk(2)

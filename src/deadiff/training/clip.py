@@ -1,7 +1,7 @@
 """Stage 2 of the icons model: a small CLIP, whose text tower is the reader and whose image tower is the eye.
 
 Three signals shape it: pictures against their captions (Radford et al. 2021, figure 3), the labels of subject and style read from
-the very hidden states that the adapter will see, and, for words that no caption holds, a larger text encoder's sentence embeddings.
+the very hidden states that the adapter will see, and, for words that no caption holds, a sentence encoder's embeddings.
 """
 
 import json
@@ -30,7 +30,7 @@ class ClipConfig:
     """Sizes of both towers and weights of the losses."""
 
     vocab_size: int = 4096
-    text_length: int = 32  # tokens, padding included
+    text_length: int = 30  # tokens, padding included; no divisor of the 32 image tokens, so that lengths stay unambiguous
     text_width: int = 256
     text_layers: int = 3
     vision_width: int = 192
@@ -73,7 +73,11 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, text_length: int) -> 
     merges = [tuple(merge) for merge in _merges(bpe)]
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocab = {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), START, END])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=text_length)
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,  # pyright: ignore[reportArgumentType]
+        model_max_length=text_length,
+    )
 
 
 def _merges(bpe: Tokenizer) -> list[list[str]]:
@@ -109,14 +113,15 @@ class ClipTask(Task):
         subjects: int,
         styles: int,
         words: Sequence[str],
-        meanings: np.ndarray,  # (len(words), 384), unit length
+        meanings: np.ndarray | None,  # (len(words), 384), unit length; None: no teacher
     ) -> None:
         self.config, self.tokenizer, self.draw = config, tokenizer, draw
-        self.words, self.meanings = list(words), meanings
+        self.words = list(words)
+        self.meanings = np.zeros((len(self.words), 1), np.float16) if meanings is None else meanings
         self.modules = {
             "text_encoder": CLIPTextModel(text_config(config, tokenizer)),
             "image_encoder": CLIPVisionModel(vision_config(config)),
-            "heads": Heads(config, subjects, styles, meanings.shape[1]),
+            "heads": Heads(config, subjects, styles, self.meanings.shape[1]),
         }
         self.preprocess = Preprocess(size=config.picture_size)
 
@@ -172,7 +177,7 @@ def text_config(config: ClipConfig, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         num_hidden_layers=config.text_layers,
         num_attention_heads=config.text_width // 64,
         max_position_embeddings=config.text_length,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
         **ids,
     )
 

@@ -13,6 +13,7 @@ class MatmulAttnProcessor:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
     ) -> Tensor:
+        assert attn.to_k is not None and attn.to_v is not None and attn.to_out is not None
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         heads = attn.heads
         q = attn.to_q(hidden_states).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, N, L, D)

@@ -5,7 +5,7 @@
 - Reconstruction: the reference is the target; both are live, the prompt is empty.
 """
 
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 # B batch, T text tokens, I image tokens of a role, C token width, Z latent channels
 
 
-class Objective(str, Enum):
+class Objective(StrEnum):
     """The tasks by the paper's names. `Objective("stre")` works."""
 
     STRE = "stre"
@@ -48,14 +48,9 @@ def live_parts(objective: Objective, batch: int, generator: torch.Generator, tex
     return Live(kept, none, text) if objective is Objective.STRE else Live(none, kept, text)
 
 
-def condition(text: Tensor, empty: Tensor, style: Tensor | None, content: Tensor | None, live: Live) -> Tensor:
-    """(B, T, C), (1, T, C), (B, I, C) or None per role -> [text | style | content] (B, T + 2 I, C) with idle parts zeroed."""
-    text = torch.where(live.text[:, None, None], text, empty.to(text.dtype))
-    like = style if style is not None else content
-    assert like is not None, "a task without any reference tokens"
-    roles = [torch.zeros_like(like) if tokens is None else tokens * on[:, None, None].to(tokens.dtype)
-             for tokens, on in ((style, live.style), (content, live.content))]  # fmt: skip
-    return torch.cat([text, *(r.to(text.dtype) for r in roles)], dim=1)
+def keep_text(text: Tensor, empty: Tensor, kept: Tensor) -> Tensor:
+    """(B, T, C) with the empty prompt (1, T, C) where `kept` (B,) is false."""
+    return torch.where(kept[:, None, None], text, empty.to(text.dtype))
 
 
 def diffusion_loss(predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, schedule) -> Tensor:

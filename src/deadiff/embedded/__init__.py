@@ -1,0 +1,72 @@
+"""Models that travel inside the package: an ordinary model folder whose weights are stored in eight bits.
+
+FOLDER/{unet,vae,text_encoder,deadiff}/{config.json,weights.safetensors}, FOLDER/tokenizer/, FOLDER/scheduler/.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from deadiff import eight_bit
+from deadiff.adapter import DEADiffAdapter
+from deadiff.autoencoder import PatchAutoencoder
+from deadiff.config import read_config
+from deadiff.errors import CheckpointError
+
+WEIGHTS = "weights.safetensors"
+ICONS = Path(__file__).parent / "icons"
+
+
+def load_embedded(folder: Path = ICONS, dtype: torch.dtype = torch.float32) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
+    """The base as a diffusers pipeline, and its adapter, not injected yet. Raises CheckpointError if the folder is not whole."""
+    if not (folder / "deadiff" / WEIGHTS).is_file():
+        raise CheckpointError(f"the embedded model is missing in '{folder}': reinstall deadiff, or name a model folder instead")
+    vae = PatchAutoencoder.from_config(_config(folder / "vae"))
+    unet = UNet2DConditionModel.from_config(_config(folder / "unet"))
+    text_encoder = CLIPTextModel(CLIPTextConfig(**_config(folder / "text_encoder")))
+    for name, module in {"vae": vae, "unet": unet, "text_encoder": text_encoder}.items():
+        assert isinstance(module, nn.Module)
+        module.load_state_dict(eight_bit.load(folder / name / WEIGHTS))
+        module.to(dtype).eval()  # pyright: ignore
+    pipe = StableDiffusionPipeline(
+        vae=vae,  # pyright: ignore
+        unet=unet,  # pyright: ignore
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=DDIMScheduler.from_config(_config(folder / "scheduler", "scheduler_config.json")),  # pyright: ignore
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    weights = folder / "deadiff" / WEIGHTS
+    adapter = DEADiffAdapter.from_weights(read_config(folder / "deadiff"), eight_bit.load(weights), str(weights))
+    return pipe, adapter.to(dtype).eval()
+
+
+def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    return json.loads((folder / name).read_text())
+
+
+def save_embedded(pipe: StableDiffusionPipeline, adapter: DEADiffAdapter, folder: Path) -> None:
+    """Write a pipeline and its adapter in the form that `load_embedded` reads."""
+    for name in ("unet", "vae", "text_encoder"):
+        module = getattr(pipe, name)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        eight_bit.save(module.state_dict(), folder / name / WEIGHTS)
+        if name == "text_encoder":
+            module.config.to_json_file(folder / name / "config.json")
+        else:
+            module.save_config(folder / name)
+    pipe.tokenizer.save_pretrained(folder / "tokenizer")
+    pipe.scheduler.save_config(folder / "scheduler")
+    (folder / "deadiff").mkdir(parents=True, exist_ok=True)
+    (folder / "deadiff" / "config.json").write_text(json.dumps(adapter.config.to_dict(), indent=2) + "\n")
+    eight_bit.save(adapter.state_dict(), folder / "deadiff" / WEIGHTS)

@@ -1,0 +1,114 @@
+"""The icons data set as a stream of training samples: which picture, with which words, beside which reference."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from deadiff.data.captions import caption, tag_counts
+from deadiff.data.splits import PLAIN, TRAIN
+from deadiff.data.store import read_arrays
+from deadiff.errors import DataError
+from deadiff.training.objectives import Objective
+from deadiff.training.samples import recolour, rng_of
+
+TRIES = 20  # draws for a reference before another target is taken
+
+
+class IconArt:
+    """The training split of a folder made by `deadiff data icons`, in memory: 50 KB a picture.
+
+    Every draw is a function of (seed, draw number), so that any stage resumes where it was.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0, plain_share: float = 0.5) -> None:
+        self.pictures, self.rows = read_arrays(folder, TRAIN)  # (N, S, S, 3) uint8
+        self.seed, self.plain_share = seed, plain_share
+        self.latents: np.ndarray | None = None  # (N, Z, h, w) fp16, unscaled
+        self.counts = tag_counts(self.rows)
+        is_plain = np.array([row["rendition"] == PLAIN for row in self.rows])
+        self.plain, self.rendered = np.flatnonzero(is_plain), np.flatnonzero(~is_plain)
+        self.subjects = sorted({row["subject"] for row in self.rows})
+        self.styles = sorted({_style_name(row) for row in self.rows})
+        subject_class = {name: i for i, name in enumerate(self.subjects)}
+        style_class = {name: i for i, name in enumerate(self.styles)}
+        self.subject = np.array([subject_class[row["subject"]] for row in self.rows])
+        self.style = np.array([style_class[_style_name(row)] for row in self.rows])
+        self.hidden = np.array([bool(row["reference_holdout"]) for row in self.rows])  # never shown as a reference
+        self._same_style: dict[tuple, list[int]] = defaultdict(list)
+        self._same_subject: dict[str, list[int]] = defaultdict(list)
+        for i in np.flatnonzero(~self.hidden):
+            self._same_style[_style_key(self.rows[i])].append(int(i))
+            self._same_subject[self.rows[i]["subject"]].append(int(i))
+
+    def choose(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """(count,) picture numbers: plain art and renditions in the given shares, uniform within each."""
+        if not len(self.rendered):
+            return rng.choice(self.plain, count)
+        return np.where(rng.random(count) < self.plain_share, rng.choice(self.plain, count), rng.choice(self.rendered, count))
+
+    def captions(self, chosen: np.ndarray, rng: np.random.Generator, style_share: float) -> list[str]:
+        return [caption(self.rows[i], rng, bool(rng.random() < style_share), self.counts) for i in chosen]
+
+    def for_autoencoder(self, draw: int, count: int) -> np.ndarray:
+        """Pictures, some of them in colours that the art lacks."""
+        rng = rng_of(self.seed, draw, stream=1)
+        return recolour(self.pictures[self.choose(rng, count)], rng, share=0.15)
+
+    def for_clip(self, draw: int, count: int) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
+        """Pictures, captions, subject classes, style classes."""
+        rng = rng_of(self.seed, draw, stream=2)
+        chosen = self.choose(rng, count)
+        return self.pictures[chosen], self.captions(chosen, rng, 0.7), self.subject[chosen], self.style[chosen]
+
+    def for_base(self, draw: int, count: int) -> tuple[np.ndarray, list[str]]:
+        """Cached latents and captions, half of which name the style."""
+        rng = rng_of(self.seed, draw, stream=3)
+        chosen = self.choose(rng, count)
+        return self._cached()[chosen], self.captions(chosen, rng, 0.5)
+
+    def for_adapter(self, objective: Objective, draw: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """References, latents of their targets, captions of the targets.
+
+        STRE captions mostly leave the style to the reference; SERE captions name the style of the target in half of the cases.
+        """
+        rng = rng_of(self.seed, draw, stream=4)
+        targets, references = [], []
+        while len(targets) < count:
+            target = int(self.choose(rng, 1)[0])
+            reference = self.reference_for(objective, target, rng)
+            if reference is not None:
+                targets.append(target)
+                references.append(reference)
+        chosen = np.array(targets)
+        share = 0.25 if objective is Objective.STRE else 0.5
+        return self.pictures[references], self._cached()[chosen], self.captions(chosen, rng, share)
+
+    def reference_for(self, objective: Objective, target: int, rng: np.random.Generator) -> int | None:
+        """A reference for one target under one task, or None if its style or subject stands alone."""
+        row = self.rows[target]
+        if objective is Objective.RECONSTRUCTION:
+            return None if self.hidden[target] else target
+        style_pair = objective is Objective.STRE
+        pool = self._same_style[_style_key(row)] if style_pair else self._same_subject[row["subject"]]
+        for _ in range(TRIES if pool else 0):
+            other = pool[int(rng.integers(len(pool)))]
+            found = self.rows[other]
+            if found["subject"] != row["subject"] if style_pair else _style_key(found) != _style_key(row):
+                return other
+        return None
+
+    def _cached(self) -> np.ndarray:
+        if self.latents is None:
+            raise DataError("this stage learns from latents: train the autoencoder first, whose last step is to cache them")
+        return self.latents
+
+
+def _style_name(row: dict) -> str:
+    """What a style judge tells apart: the rendition, or for plain art the set."""
+    return row["set"] if row["rendition"] == PLAIN else row["rendition"]
+
+
+def _style_key(row: dict) -> tuple:
+    """What a style pair shares: the set of plain art; rendition and palette of the rest."""
+    return (row["set"],) if row["rendition"] == PLAIN else (row["rendition"], row["palette"])

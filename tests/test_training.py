@@ -1,0 +1,170 @@
+"""The whole making of a model in miniature: 24 subjects of art, four stages of a few steps each, packed, loaded and drawn with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deadiff.data.build import BuildConfig, build
+from deadiff.embedded import load_embedded
+from deadiff.errors import ConfigError, DataError
+from deadiff.training import stages
+from deadiff.training.icon_art import IconArt
+from deadiff.training.loop import LoopConfig, latest_checkpoint, train
+from deadiff.training.objectives import Objective, keep_text, live_parts
+
+ART = Path(__file__).parent / "fixtures" / "art"
+LOOP = "[loop]\nsteps = 6\nbatch_size = 4\nworkers = 2\nlearning_rate = 1e-3\nwarmup_steps = 2\nlog_steps = 2\n"
+RECIPES = {
+    "autoencoder": "[model]\nblock_out_channels = [3, 12, 16, 16, 16]\nlatent_channels = 8\n",
+    "clip": "[model]\nvocab_size = 700\ntext_length = 16\ntext_width = 64\ntext_layers = 1\nvision_width = 64\nvision_layers = 2\n"
+    "picture_size = 64\npatch_size = 32\nprojection_dim = 32\nword_weight = 0.0\n",
+    "base": "[model]\nblock_out_channels = [32, 32, 32]\nhead_dim = 16\n",
+    "adapter": "",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    build(folder, BuildConfig(size=64, renditions=2), art=ART)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    for stage in stages.STAGES:
+        stages.run_stage(recipe(folder, stage), data, folder)
+    return folder
+
+
+def recipe(folder: Path, stage: str, loop: str = LOOP) -> stages.Recipe:
+    path = folder / f"{stage}.toml"
+    path.write_text(f'stage = "{stage}"\n{loop}{RECIPES[stage]}')
+    return stages.read_recipe(path)
+
+
+def test_four_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
+    size = stages.pack(run, tmp_path / "model", stages.provenance_of(run))
+    assert 0 < size < 3e6
+    pipe, adapter = load_embedded(tmp_path / "model")
+    adapter.inject(pipe.unet)
+    reference = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    text = pipe.encode_prompt("a cat", "cpu", 1, True)
+    tokens = adapter.encode(style=reference)
+
+    def draw(tokens) -> np.ndarray:
+        prompted, empty = adapter.embed(text[0], *tokens), adapter.embed(text[1], *adapter.idle(tokens))
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            prompt_embeds=prompted, negative_prompt_embeds=empty, num_inference_steps=2, generator=generator, output_type="np"
+        ).images
+
+    styled = draw(tokens)
+    assert styled.shape == (1, 64, 64, 3) and np.isfinite(styled).all()
+    assert not np.array_equal(styled, draw(adapter.idle(tokens)))  # the reference matters
+    assert adapter.config.provenance["adapter"] == "24 samples"
+
+
+def test_gradients_reach_all_that_is_trained_and_nothing_else(run: Path, data: Path, tmp_path: Path) -> None:
+    """Image K/V of every layer, both Q-Formers with their queries and word, projections and ln_vision; not the eye, not the base."""
+    task = stages.STAGES["adapter"][0](recipe(tmp_path, "adapter", LOOP + 'precision = "fp32"\n'), IconArt(data), run)
+    adapter, gradients = task.modules["adapter"], {}
+    for draw in range(3):  # one batch of each task
+        task.loss(task.batch(draw, 8), torch.Generator().manual_seed(draw))[0].backward()
+    for name, parameter in adapter.named_parameters():
+        gradients[name] = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+    unreached = {name for name, reached in gradients.items() if not reached and not name.startswith("vision.")}
+    last = "qformer.encoder.layer.1."  # the word is not read after the last layer, so its feed-forward there has nothing to learn
+    assert unreached == {n for n in gradients if f"{last}intermediate." in n or f"{last}output." in n}
+    assert not [name for name, reached in gradients.items() if reached and name.startswith("vision.")]
+    assert all(p.grad is None for p in task.unet.parameters()) and all(p.grad is None for p in task.text_encoder.parameters())
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "base", "adapter"])
+def test_a_resumed_run_equals_an_unbroken_one(stage: str, run: Path, data: Path, tmp_path: Path) -> None:
+    art = IconArt(data)
+    make, _ = stages.STAGES[stage]
+
+    def weights(*sittings: int) -> dict[str, torch.Tensor]:
+        folder = tmp_path / f"{stage}-{len(sittings)}"
+        for steps in sittings:
+            torch.manual_seed(0)
+            config = LoopConfig(steps=steps, batch_size=4, workers=2, warmup_steps=2, log_steps=2)
+            train(make(recipe(tmp_path, stage), art, run), config, folder)
+        found = latest_checkpoint(folder)
+        assert found is not None
+        state = torch.load(found, weights_only=True)
+        assert state["step"] == sittings[-1]
+        return {**state["weights"], **{f"average {k}": v for k, v in state["average"].items()}}
+
+    whole, broken = weights(4), weights(1, 3, 4)
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_pairs_share_what_they_should_and_never_a_picture(data: Path) -> None:
+    art, rng = IconArt(data), np.random.default_rng(0)
+    for objective in (Objective.STRE, Objective.SERE):
+        found = 0
+        for target in range(len(art.rows)):
+            reference = art.reference_for(objective, target, rng)
+            if reference is None:
+                continue
+            found += 1
+            a, b = art.rows[target], art.rows[reference]
+            same_style = (a["rendition"], a["palette"]) == (b["rendition"], b["palette"]) and (
+                a["rendition"] != "plain" or a["set"] == b["set"]
+            )
+            assert reference != target and not b["reference_holdout"]
+            assert same_style == (objective is Objective.STRE)
+            assert (a["subject"] == b["subject"]) == (objective is Objective.SERE)
+        assert found > 10
+
+
+def test_each_task_leaves_only_its_own_parts_alive() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for objective in (Objective.STRE, Objective.SERE):
+        live = live_parts(objective, 400, generator, text_drop=0.1)
+        own, idle = (live.style, live.content) if objective is Objective.STRE else (live.content, live.style)
+        assert not idle.any()
+        assert 0.79 < own.float().mean() < 0.91  # dropped with probability 0.15
+        assert 0.85 < live.text.float().mean() < 0.95
+    seen = set()
+    for _ in range(30):
+        live = live_parts(Objective.RECONSTRUCTION, 40, generator)
+        assert not live.text.any()  # the empty prompt
+        assert len(live.style.unique()) == len(live.content.unique()) == 1  # by the batch
+        seen.add((bool(live.style[0]), bool(live.content[0])))
+    assert seen == {(True, True), (True, False), (False, True)}
+    said = keep_text(torch.ones(2, 3, 4), torch.full((1, 3, 4), 7.0), torch.tensor([True, False]))
+    assert (said[0] == 1).all() and (said[1] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('stage = "stew"', "expected one of autoencoder"),
+        ("stage = ", "is not TOML"),
+        ('stage = "base"\ncolour = 3', "unknown key 'colour'"),
+        ("", "stage"),
+    ],
+)
+def test_a_bad_recipe_is_one_clear_line(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(ConfigError, match=says) as caught:
+        stages.read_recipe(tmp_path / "r.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stage_that_comes_too_early_says_which_one_is_missing(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="train the autoencoder stage"):
+        stages.run_stage(recipe(tmp_path, "base"), data, tmp_path / "empty")
+
+
+def test_a_checkpoint_of_another_model_is_refused(run: Path, data: Path, tmp_path: Path) -> None:
+    art = IconArt(data)
+    task = stages.STAGES["autoencoder"][0](recipe(tmp_path, "autoencoder"), art, run)
+    with pytest.raises(DataError, match="not this model's"):
+        train(task, LoopConfig(steps=9, batch_size=2), run / "base")
