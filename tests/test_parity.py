@@ -97,7 +97,11 @@ def test_preprocessing_squashes_bicubically(model):
     recorded, preprocess = model.load("preprocess"), model.adapter.config.preprocess
     picture = Image.fromarray(recorded["image"].numpy())
     assert np.array_equal(np.asarray(preprocess.fit(picture)), recorded["resized"].numpy())
-    recorded.close("normalized", preprocess(picture), 1e-6)
+    normalised = preprocess(picture)
+    recorded.close("normalized", normalised, 1e-6)
+    if "inp_image" in recorded:  # the same, in [-1, 1]
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (preprocess.mean, preprocess.std))
+        recorded.close("inp_image", 2 * (normalised * std + mean) - 1, 1e-6)
 
 
 def test_text_encoder_and_tokenizer(model):
@@ -296,7 +300,9 @@ def test_where_the_released_schedule_takes_a_step_too_many_ours_takes_what_was_a
     """30 does not divide 1000: the released code runs 31 steps (and for many other numbers crashes). A departure, on purpose."""
     scheduler = model.ddim()
     scheduler.set_timesteps(30)
-    assert len(scheduler.timesteps) == 30 and len(model.load("schedule")["S30.timesteps"]) == 31
+    recorded = model.load("schedule")
+    assert len(scheduler.timesteps) == 30 and len(recorded["S30.timesteps"]) == 31
+    recorded.close("S30.alphas", scheduler.alphas_cumprod[recorded["S30.timesteps"]], 1e-6)
 
 
 def test_autoencoder(model):

@@ -38,7 +38,9 @@ def test_full_size_readers_match_the_released_code(adapter):
     for role in ("style", "content"):
         seen = adapter.see(recorded["normalized"], role)
         recorded.close(f"{role}.vit_first8", seen[:, :8], MODULE)
-        recorded.close(f"{role}.ctx", adapter.extractors[role](seen), MODULE)
+        extractor = adapter.extractors[role]
+        recorded.close(f"{role}.multimodal_embeds", extractor.read(seen)[:, :16], MODULE)
+        recorded.close(f"{role}.ctx", extractor(seen), MODULE)
 
 
 @torch.no_grad()
