@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from deadiff.errors import ConfigError, DataError
+from deadiff.training.master_weights import MasterWeights, OptimizerConfig
 
 log = logging.getLogger(__name__)
 
@@ -80,95 +81,6 @@ class Task:
         return replica
 
 
-class MasterWeights:
-    """The fp32 masters of the trained weights, their moving average and optimiser.
-
-    The modules compute in `precision`; every step the gradients are cast up, the masters updated and rounded back. On two CPU
-    cores this is about a seventh faster than autocast, which casts each weight at each use (docs/log.md).
-    """
-
-    def __init__(self, modules: dict[str, nn.Module], config: LoopConfig) -> None:
-        self.config = config
-        named = [(f"{m}.{n}", p) for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in named]
-        self.working = [p for _, p in named]
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.masters = [p.detach().float().clone() for p in self.working]
-        for module in modules.values():  # what is frozen in them too, so that one dtype runs through
-            module.to(dtype)
-        self.average = [m.clone() for m in self.masters]
-        self.replicas: list[list[nn.Parameter]] = []
-        self.optimizers = list(self._optimizers())
-
-    def _optimizers(self) -> Iterable[torch.optim.Optimizer]:
-        c = self.config
-        is_matrix = [c.optimizer == "muon" and p.ndim >= 2 and min(p.flatten(1).shape) >= 16 and "embed" not in n
-                     for n, p in zip(self.names, self.masters, strict=True)]  # fmt: skip
-        self._views = [m.view(m.shape[0], -1) if is_m else m for m, is_m in zip(self.masters, is_matrix, strict=True)]
-        matrices = [v for v, is_m in zip(self._views, is_matrix, strict=True) if is_m]
-        others = [v for v, is_m in zip(self._views, is_matrix, strict=True) if not is_m]
-        if matrices:
-            yield torch.optim.Muon(
-                matrices, lr=c.learning_rate, weight_decay=c.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-            )
-        if others:
-            yield torch.optim.AdamW(others, lr=c.learning_rate, betas=c.betas, weight_decay=c.weight_decay, fused=True)
-
-    def replicate(self, task: Task) -> Task:
-        """A copy of the task whose modules share our weights' storage and have gradients of their own."""
-        replica = task.replicate()
-        copies = [p for module in replica.modules.values() for p in module.parameters() if p.requires_grad]
-        for mine, theirs in zip(self.working, copies, strict=True):
-            theirs.data = mine.data
-        self.replicas.append(copies)
-        return replica
-
-    @torch.no_grad()
-    def step(self, learning_rate: float, step: int) -> float:
-        """Update masters, averages and working weights from the replicas' gradients; returns the gradient's norm."""
-        for view, p, *others in zip(self._views, self.working, *self.replicas, strict=True):
-            view.grad = (torch.zeros_like(p) if p.grad is None else p.grad).float().view_as(view)
-            for other in others:
-                if other.grad is not None:
-                    view.grad += other.grad.view_as(view)
-                other.grad = None
-            p.grad = None
-        norm = nn.utils.clip_grad_norm_(self._views, self.config.clip_norm or float("inf"))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, self.masters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        self.round_to_working(self.masters)
-        return float(norm)
-
-    @torch.no_grad()
-    def round_to_working(self, source: list[torch.Tensor]) -> None:
-        """Write fp32 tensors into the modules' weights."""
-        for p, m in zip(self.working, source, strict=True):
-            p.copy_(m)
-
-    def state_dict(self) -> dict[str, Any]:
-        named = lambda tensors: dict(zip(self.names, tensors, strict=True))  # noqa: E731
-        return {
-            "weights": named(self.masters),
-            "average": named(self.average),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state["weights"]) != set(self.names):
-            raise DataError("the checkpoint's weights are not this model's; was the recipe changed? Start a new run folder")
-        for name, master, average in zip(self.names, self.masters, self.average, strict=True):
-            master.copy_(state["weights"][name])
-            average.copy_(state["average"][name])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.round_to_working(self.masters)
-
-
 def learning_rate(config: LoopConfig, step: int) -> float:
     """Linear warm-up, constant, linear decay over the last `decay_steps`."""
     up = min(1.0, (step + 1) / max(1, config.warmup_steps))
@@ -182,11 +94,11 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save_checkpoint(run_dir: Path, step: int, weights: MasterWeights) -> Path:
+def save_checkpoint(run_dir: Path, step: int, weights: MasterWeights, keep: int) -> Path:
     """Write a checkpoint whole or not at all, then drop the oldest."""
     path = run_dir / f"checkpoint-{step:08d}.pt"
     partial = path.with_suffix(".partial")
-    if shutil.disk_usage(run_dir).free < 6 * sum(4 * m.numel() for m in weights.masters):
+    if shutil.disk_usage(run_dir).free < 6 * weights.bytes:
         raise DataError(
             f"no room for a checkpoint of step {step} in '{run_dir}': free some disk space and run the same command again"
         )
@@ -194,7 +106,7 @@ def save_checkpoint(run_dir: Path, step: int, weights: MasterWeights) -> Path:
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
-    for old in sorted(run_dir.glob("checkpoint-*.pt"))[: -weights.config.keep_checkpoints]:
+    for old in sorted(run_dir.glob("checkpoint-*.pt"))[:-keep]:
         old.unlink()
     return path
 
@@ -213,7 +125,12 @@ def train(
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "loop.json").write_text(json.dumps(asdict(config), indent=2))
-    weights = MasterWeights(task.modules, config)
+    threads = ThreadPoolExecutor(config.workers)
+    rates = OptimizerConfig(
+        optimizer=config.optimizer, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    weights = MasterWeights(task.modules, rates, dtype, threads, config.workers)
     step = 0
     if found := latest_checkpoint(run_dir):
         state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
@@ -221,8 +138,9 @@ def train(
         step = state["step"]
         log.info("resumed %s at step %d", found, step)
 
-    tasks = [task, *(weights.replicate(task) for _ in range(config.workers - 1))]
-    threads = ThreadPoolExecutor(config.workers)
+    tasks = [task, *(task.replicate() for _ in range(config.workers - 1))]
+    for replica in tasks[1:]:
+        weights.add_replica(replica.modules)
 
     def gradient(worker: int, step: int) -> dict[str, float]:
         """One worker's share of one step: draw, forward, backward."""
@@ -238,7 +156,8 @@ def train(
     with open(run_dir / "curve.jsonl", "a") as curve:
         while step < config.steps and (minutes is None or time.monotonic() - started < 60 * minutes):
             shown = list(threads.map(gradient, range(config.workers), [step] * config.workers))
-            norm = weights.step(learning_rate(config, step), step)
+            decay = min(config.ema_decay, (1 + step) / (10 + step))
+            norm = weights.step(learning_rate(config, step), decay, config.clip_norm)
             step += 1
 
             for name, value in [item for part in shown for item in part.items()] + [("grad_norm", norm)]:
@@ -253,12 +172,12 @@ def train(
                     report(line)
                 sums, window = {}, (now, step)
             if config.preview_steps and step % config.preview_steps == 0:
-                weights.round_to_working(weights.average)
+                weights.show(average=True)
                 task.preview(step, run_dir)
-                weights.round_to_working(weights.masters)
+                weights.show(average=False)
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                save_checkpoint(run_dir, step, weights)
+                save_checkpoint(run_dir, step, weights, config.keep_checkpoints)
                 saved = time.monotonic()
-    save_checkpoint(run_dir, step, weights)
-    weights.round_to_working(weights.average)
+    save_checkpoint(run_dir, step, weights, config.keep_checkpoints)
+    weights.show(average=True)
     return task.modules
