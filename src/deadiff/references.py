@@ -45,7 +45,7 @@ SUFFIXES = (
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of decompression bombs
 MAX_BYTES = 512 * 2**20  # of an encoded file
 DRAFT_PIXELS = 16_000_000  # JPEGs above this are decoded at 1/2, 1/4 or 1/8: models read references at about 224 pixels
-DRAFT_SIDE = 2048  # and no side gets smaller than this by it
+DRAFT_SIDE = 1024  # and no side gets smaller than this by it
 WHITE = (255, 255, 255)
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
@@ -127,10 +127,10 @@ def read_bytes(path: str | os.PathLike[str], what: str = "file", max_bytes: int 
         raise ReferenceError(f"{what} '{text}' does not exist: check the path") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, too long a name, no such home
         raise ReferenceError(f"{what} '{text[:200]}' cannot be opened: {one_line(error)}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise ReferenceError(f"{what} '{text}' is a folder: expected one picture file")
+            raise ReferenceError(f"{what} '{text}' is a folder: expected a file")
         if not stat.S_ISREG(status.st_mode):
             raise ReferenceError(f"{what} '{text}' is a device or a pipe: expected a regular file")
         if status.st_size == 0:
@@ -138,10 +138,12 @@ def read_bytes(path: str | os.PathLike[str], what: str = "file", max_bytes: int 
         if status.st_size > max_bytes:
             got = f"{status.st_size / 2**20:.0f} MiB"
             raise ReferenceError(f"{what} '{text}' has {got}: expected at most {max_bytes // 2**20} MiB")
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-        except OSError as error:
-            raise ReferenceError(f"{what} '{text}' cannot be read: {one_line(error)}") from error
+    except OSError as error:
+        raise ReferenceError(f"{what} '{text}' cannot be read: {one_line(error)}") from error
+    finally:
+        os.close(descriptor)
 
 
 def decode(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
@@ -149,8 +151,9 @@ def decode(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> tuple[Ima
     if not data:
         raise ReferenceError(f"{name} is empty (0 bytes)")
     refuse_lookalikes(data, name)
+    Image.init()  # all of Pillow's formats are known from here on; without some libraries it lacks some
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[kind for kind in FORMATS if kind in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"expected at most {max_pixels / 1e6:.0f} megapixels; scale it down"
         raise ReferenceError(f"{name} is too large: {one_line(error)}; {limit}") from error
