@@ -54,6 +54,8 @@ class LoopConfig:
         for name in ("steps", "batch_size", "log_steps", "keep_checkpoints", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"optimizer = 'muon' needs torch 2.9 or newer, this is {torch.__version__}: use adamw or upgrade")
         if self.batch_size % self.workers:
             raise ConfigError(f"batch_size = {self.batch_size} must be a multiple of workers = {self.workers}")
 

@@ -1,7 +1,7 @@
 """fp32 masters of bf16 weights: gradients are cast up, the masters updated and rounded back, with a moving average beside them.
 
-On two CPU cores this is about a seventh faster than autocast, which casts each weight at each use; sharing the update between the
-worker threads, each with a shard of the weights, nearly doubles the speed of a small batch (docs/log.md).
+On two CPU cores this is about a seventh faster than autocast, which casts each weight at each use (docs/log.md). Each worker
+thread updates a shard of the weights, so that no core waits for the optimiser.
 """
 
 from collections.abc import Iterable, Sequence

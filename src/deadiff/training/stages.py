@@ -212,7 +212,7 @@ STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, 
 def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
     """What the four stages left in a run folder, as a diffusers pipeline and its adapter."""
     text_encoder, tokenizer = _reader(run)
-    solver = {k: v for k, v in SCHEDULE.items()}
+    solver = {**SCHEDULE, "steps_offset": 1}  # of no effect here, but the pipeline insists
     pipe = StableDiffusionPipeline(
         vae=_vae(run),  # pyright: ignore[reportArgumentType]
         unet=UNet2DConditionModel.from_pretrained(_made(run, "base", "unet")),
