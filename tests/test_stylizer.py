@@ -13,6 +13,7 @@ from deadiff.defaults import OFFICIAL_NEGATIVE_PROMPT, Defaults
 from deadiff.jobs import Job
 from deadiff.pipelines import make_pipeline, with_controlnet
 from deadiff.recipe import Recipe, png_bytes, read_recipe
+from deadiff.routes import cross_attention_layers
 from deadiff.schedulers import SCHEDULERS, make_scheduler
 from deadiff.stylizer import Stylizer
 from tiny import SIDE, picture, pixels, tiny_adapter, tiny_controlnet, tiny_model_folder, tiny_pipeline
@@ -198,7 +199,7 @@ def test_img2img_equals_the_plain_pipeline_without_reference(icons):
 def test_a_controlnet_sees_the_text_alone(stylizer):
     layout = stylizer.adapter.config.base
     pipe = tiny_pipeline(layout)
-    pipe = with_controlnet(pipe, tiny_controlnet(pipe.unet))
+    pipe = with_controlnet(pipe, tiny_controlnet(pipe.unet, layout))
     assert isinstance(pipe, StableDiffusionControlNetPipeline)
     controlled = Stylizer(pipe, tiny_adapter(pipe.unet, layout), defaults=Defaults(**FEW))
     edges = picture(3, (SIDE[layout],) * 2)
@@ -208,6 +209,13 @@ def test_a_controlnet_sees_the_text_alone(stylizer):
     assert apart(one, controlled("a robot", style=B, seed=7, control_image=edges).images[0]) > 0.3
     assert apart(one, controlled("a robot", style=A, seed=7, control_image=edges, image=B).images[0]) > 0.3
     assert one.size == edges.size
+    lengths = set()
+    hooks = [
+        layer.to_k.register_forward_hook(lambda _, given, __: lengths.add(given[0].shape[1]))
+        for layer in cross_attention_layers(pipe.controlnet).values()
+    ]
+    controlled("a robot", style=A, seed=7, control_image=edges)
+    assert hooks and lengths == {stylizer.adapter.config.text_length}
     with pytest.raises(deadiff.ConfigError, match="control_image"):
         controlled("a robot")
     with pytest.raises(deadiff.ConfigError, match="no ControlNet"):

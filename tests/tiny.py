@@ -125,16 +125,15 @@ def tiny_adapter(unet: UNet2DConditionModel, layout: str = "icons", seed: int = 
     return adapter
 
 
-def tiny_controlnet(unet: UNet2DConditionModel, seed: int = 2) -> ControlNetModel:
+def tiny_controlnet(unet: UNet2DConditionModel, layout: str = "icons", seed: int = 2) -> ControlNetModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 8)).eval()
-        for block in (
-            *controlnet.controlnet_down_blocks,
-            controlnet.controlnet_mid_block,
-            controlnet.controlnet_cond_embedding.conv_out,
-        ):
-            torch.nn.init.normal_(block.weight, std=0.3)  # they start at zero
+        controlnet = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=(8,) * (5 if layout == "icons" else 4)
+        ).eval()
+        for name, parameter in controlnet.named_parameters():  # some of them start at zero
+            if name.startswith("controlnet_") and parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.4)
     return controlnet
 
 

@@ -312,6 +312,8 @@ class Stylizer:
         items: list[_Item] = []
         start = secrets.randbelow(2**32)
         has_control = getattr(self.pipe, "controlnet", None) is not None
+        for prompt in dict.fromkeys(job.prompt for job in jobs):
+            _warn_of_length(self.pipe, prompt)
         for job in jobs:
             check_text("negative_prompt", job.negative_prompt)
             count = whole("num_images", job.num_images, 1, 100_000)
@@ -540,7 +542,6 @@ class Stylizer:
         """(text, negative, pooled, negative pooled) of one prompt, (1, T, C) or None, by the pipeline's own encode_prompt."""
         key = job.prompt, job.negative_prompt
         if key not in seen:
-            _warn_of_length(pipe, job.prompt)
             options = {
                 "clip_skip": arguments.get("clip_skip"),
                 "lora_scale": (arguments.get("cross_attention_kwargs") or {}).get("scale"),

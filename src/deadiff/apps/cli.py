@@ -129,10 +129,10 @@ def quiet() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
     logger = logging.getLogger("deadiff")
     if not logger.handlers:
+        handler = logging.Handler()
+        handler.emit = lambda record: typer.echo(f"warning: {record.getMessage()}", err=True)
         logger.addHandler(handler)
         logger.setLevel(logging.WARNING)
         logger.propagate = False
