@@ -206,8 +206,8 @@ def test_a_controlnet_sees_the_text_alone(stylizer):
     free = stylizer("a robot", style=A, seed=7).images[0]
     one, two = (controlled("a robot", style=A, seed=7, control_image=c).images[0] for c in (edges, picture(4, edges.size)))
     assert apart(one, free) > 0.3 and apart(one, two) > 0.05
-    assert apart(one, controlled("a robot", style=B, seed=7, control_image=edges).images[0]) > 0.3
-    assert apart(one, controlled("a robot", style=A, seed=7, control_image=edges, image=B).images[0]) > 0.3
+    assert apart(one, controlled("a robot", style=B, seed=7, control_image=edges).images[0]) > 0.1
+    assert apart(one, controlled("a robot", style=A, seed=7, control_image=edges, image=picture(2, edges.size)).images[0]) > 0.1
     assert one.size == edges.size
     lengths = set()
     hooks = [
@@ -365,3 +365,27 @@ def test_a_call_leaves_the_pipeline_as_it_was(icons):
     assert icons.pipe.scheduler is scheduler and dict(scheduler.config) == config and scheduler.num_inference_steps is None
     shell = make_pipeline(icons.pipe, "", make_scheduler("model", scheduler))
     assert shell.unet is icons.pipe.unet and shell.scheduler is not scheduler
+
+
+def test_a_converted_checkpoint_draws_by_the_released_recipe_and_takes_a_single_file_as_base(tmp_path):
+    from recorded import reduced_state, write_vocabulary
+    from safetensors.torch import save_file
+
+    from deadiff.official import convert
+    from deadiff.official_plan import Heads
+
+    state = reduced_state()
+    torch.save({"state_dict": state}, tmp_path / "released.ckpt")
+    words = write_vocabulary(tmp_path / "bpe_simple_vocab_16e6.txt.gz")
+    heads = Heads(unet=4, text=4, vision=4, qformer=4)
+    convert(tmp_path / "released.ckpt", tmp_path / "model", "fp32", tokenizer=words, heads=heads)
+    parts = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+    base = {k: v.float().contiguous() for k, v in state.items() if k.startswith(parts) and "i_to_" not in k}
+    save_file(base, tmp_path / "base.safetensors")
+
+    folder, file = (deadiff.load(tmp_path / "model", base=b) for b in (None, tmp_path / "base.safetensors"))
+    released = (50, 8.0, "ddim", OFFICIAL_NEGATIVE_PROMPT)
+    d = folder.defaults
+    assert (d.num_inference_steps, d.guidance_scale, d.scheduler, d.negative_prompt) == released
+    options = {"style": A, "seed": 1, "num_inference_steps": 2, "width": 64, "height": 64}
+    assert same(folder("a robot", **options).images[0], file("a robot", **options).images[0])
