@@ -136,8 +136,10 @@ class JointAttnProcessor:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
-        # [text | style | content] -> text, and this layer's own image tokens
-        text, image = encoder_hidden_states[:, :text_tokens], encoder_hidden_states[:, text_tokens:][:, self.image_slice]
+        # [text | style | content] -> text, and this layer's own image tokens. Contiguous: for a strided slice torch's linear copies
+        # the weights, once for each sample, which costs far more than these few tokens.
+        text = encoder_hidden_states[:, :text_tokens].contiguous()
+        image = encoder_hidden_states[:, text_tokens:][:, self.image_slice].contiguous()
         if attn.norm_cross is not None:
             text = attn.norm_encoder_hidden_states(text)
         mask = self._mask(attn, attention_mask, text_tokens, length, len(text))
@@ -194,6 +196,6 @@ class TextOnlyAttnProcessor:
     ) -> Tensor:
         if encoder_hidden_states is not None:
             text_tokens = self.layout.text_tokens(encoder_hidden_states.shape[1])
-            encoder_hidden_states = encoder_hidden_states[:, :text_tokens]
+            encoder_hidden_states = encoder_hidden_states[:, :text_tokens].contiguous()
             attention_mask = None if attention_mask is None else attention_mask[..., :text_tokens]
         return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
