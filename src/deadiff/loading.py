@@ -108,7 +108,7 @@ def base_pipeline(base: Any, folder: Path, adapter: DEADiffAdapter, dtype: torch
             raise ConfigError(
                 f"base is {type(base).__name__}: expected a folder, a .safetensors file, a hub id or a diffusers pipeline"
             )
-        return base.to(dtype=dtype)
+        return base if base.unet.dtype == dtype else base.to(dtype=dtype)
     if base is not None:
         path = Path(base).expanduser()
         if path.is_file():

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,6 +91,8 @@ def stylize(
     jobs = _jobs(prompt, prompts, style_dir, pictures)
     folder = prepare_folder(out)
 
+    from tqdm import tqdm
+
     start, end = _window(window)
     stylizer = _load(model or "icons", where)
     saved: list[tuple[Path, Recipe]] = []
@@ -98,7 +101,8 @@ def stylize(
         path = write_new(folder, _stem(recipe), ".png", png_bytes(picture, recipe))
         saved.append((path, recipe))
         if not as_json:
-            typer.echo(str(path))
+            tqdm.write(str(path))  # above the progress bar
+            sys.stdout.flush()
 
     try:
         output = stylizer(
