@@ -136,8 +136,8 @@ class JointAttnProcessor:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
-        # [text | style | content] -> text, and this layer's own image tokens. Contiguous: for a strided slice torch's linear copies
-        # the weights, once for each sample, which costs far more than these few tokens.
+        # [text | style | content] -> text, and this layer's own image tokens. Contiguous: for a strided slice torch's linear
+        # copies the weights, once for each sample, which costs far more than these few tokens.
         text = encoder_hidden_states[:, :text_tokens].contiguous()
         image = encoder_hidden_states[:, text_tokens:][:, self.image_slice].contiguous()
         if attn.norm_cross is not None:
