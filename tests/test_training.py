@@ -1,5 +1,6 @@
-"""The whole making of a model in miniature: 24 subjects of art, four stages of a few steps each, packed, loaded and drawn with."""
+"""The whole making of a model in miniature: 24 subjects of art, four stages of a few steps each, packed and drawn with."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ ART = Path(__file__).parent / "fixtures" / "art"
 LOOP = "[loop]\nsteps = 6\nbatch_size = 4\nworkers = 2\nlearning_rate = 1e-3\nwarmup_steps = 2\nlog_steps = 2\n"
 RECIPES = {
     "autoencoder": "[model]\nblock_out_channels = [3, 12, 16, 16, 16]\nlatent_channels = 8\n",
-    "clip": "[model]\nvocab_size = 700\ntext_length = 16\ntext_width = 64\ntext_layers = 1\nvision_width = 64\nvision_layers = 2\n"
-    "picture_size = 64\npatch_size = 32\nprojection_dim = 32\nword_weight = 0.0\n",
+    "clip": "[model]\nvocab_size = 700\ntext_length = 16\ntext_width = 64\ntext_layers = 1\n"
+    "vision_width = 64\nvision_layers = 2\npicture_size = 64\npatch_size = 32\nprojection_dim = 32\nword_weight = 0.0\n",
     "base": "[model]\nblock_out_channels = [32, 32, 32]\nhead_dim = 16\n",
     "adapter": "",
 }
@@ -69,7 +70,7 @@ def test_four_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
 
 
 def test_gradients_reach_all_that_is_trained_and_nothing_else(run: Path, data: Path, tmp_path: Path) -> None:
-    """Image K/V of every layer, both Q-Formers with their queries and word, projections and ln_vision; not the eye, not the base."""
+    """Image K/V of every layer, both Q-Formers with queries and word, projections and ln_vision; not the eye, not the base."""
     task = stages.STAGES["adapter"][0](recipe(tmp_path, "adapter", LOOP + 'precision = "fp32"\n'), IconArt(data), run)
     adapter, gradients = task.modules["adapter"], {}
     for draw in range(3):  # one batch of each task
@@ -102,6 +103,19 @@ def test_a_resumed_run_equals_an_unbroken_one(stage: str, run: Path, data: Path,
 
     whole, broken = weights(4), weights(1, 3, 4)
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_a_run_that_is_asked_to_stop_keeps_its_last_step(run: Path, data: Path, tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM finish the step, write a checkpoint and end as an interrupt."""
+    task = stages.STAGES["autoencoder"][0](recipe(tmp_path, "autoencoder"), IconArt(data), run)
+    config = LoopConfig(steps=1000, batch_size=2, warmup_steps=2, log_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            task, config, tmp_path / "run", report=lambda line: signal.raise_signal(signal.SIGTERM) if line["step"] == 2 else None
+        )
+    found = latest_checkpoint(tmp_path / "run")
+    assert found is not None and torch.load(found, weights_only=True)["step"] == 2
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_pairs_share_what_they_should_and_never_a_picture(data: Path) -> None:

@@ -9,9 +9,12 @@ import json
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,20 @@ def save_checkpoint(run_dir: Path, step: int, weights: MasterWeights, keep: int)
     return path
 
 
+@contextmanager
+def stop_signals(asked: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `asked` instead of breaking a step in the middle; only the main thread may listen to them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def train(
     task: Task,
     config: LoopConfig,
@@ -122,7 +139,8 @@ def train(
 ) -> dict[str, nn.Module]:
     """Run `task` to `config.steps` (or for `minutes` of this sitting) and leave the averaged weights in its modules.
 
-    The curve goes to RUN/curve.jsonl, a line every `log_steps`, and to `report` when given.
+    The curve goes to RUN/curve.jsonl, a line every `log_steps`, and to `report` when given. Ctrl-C or SIGTERM ends the step,
+    writes a checkpoint and raises KeyboardInterrupt.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -152,11 +170,12 @@ def train(
         (loss / config.workers).backward()
         return {name: float(value) / config.workers for name, value in {"loss": loss.detach(), **shown}.items()}
 
+    asked = threading.Event()
     started = saved = time.monotonic()
     sums: dict[str, float] = {}
     window = (time.monotonic(), step)
-    with open(run_dir / "curve.jsonl", "a") as curve:
-        while step < config.steps and (minutes is None or time.monotonic() - started < 60 * minutes):
+    with open(run_dir / "curve.jsonl", "a") as curve, stop_signals(asked):
+        while step < config.steps and (minutes is None or time.monotonic() - started < 60 * minutes) and not asked.is_set():
             shown = list(threads.map(gradient, range(config.workers), [step] * config.workers))
             decay = min(config.ema_decay, (1 + step) / (10 + step))
             norm = weights.step(learning_rate(config, step), decay, config.clip_norm)
@@ -182,4 +201,6 @@ def train(
                 saved = time.monotonic()
     save_checkpoint(run_dir, step, weights, config.keep_checkpoints)
     weights.show(average=True)
+    if asked.is_set():
+        raise KeyboardInterrupt
     return task.modules
