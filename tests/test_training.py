@@ -1,4 +1,4 @@
-"""The whole making of a model in miniature: 24 subjects of art, four stages of a few steps each, packed and drawn with."""
+"""The whole making of a model in miniature: 24 subjects of art, five stages of a few steps each, packed and drawn with."""
 
 import signal
 from pathlib import Path
@@ -22,6 +22,7 @@ RECIPES = {
     "clip": "[model]\nvocab_size = 700\ntext_length = 16\ntext_width = 64\ntext_layers = 1\n"
     "vision_width = 64\nvision_layers = 2\npicture_size = 64\npatch_size = 32\nprojection_dim = 32\nword_weight = 0.0\n",
     "base": "[model]\nblock_out_channels = [32, 32, 32]\nhead_dim = 16\n",
+    "alignment": "",
     "adapter": "",
 }
 
@@ -47,7 +48,7 @@ def recipe(folder: Path, stage: str, loop: str = LOOP) -> stages.Recipe:
     return stages.read_recipe(path)
 
 
-def test_four_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
+def test_five_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
     size = stages.pack(run, tmp_path / "model", stages.provenance_of(run))
     assert 0 < size < 3e6
     pipe, adapter = load_embedded(tmp_path / "model")
@@ -84,7 +85,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(run: Path, data: P
     assert all(p.grad is None for p in task.unet.parameters()) and all(p.grad is None for p in task.text_encoder.parameters())
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "base", "adapter"])
+@pytest.mark.parametrize("stage", ["autoencoder", "base", "alignment", "adapter"])
 def test_a_resumed_run_equals_an_unbroken_one(stage: str, run: Path, data: Path, tmp_path: Path) -> None:
     art = IconArt(data)
     make, _ = stages.STAGES[stage]

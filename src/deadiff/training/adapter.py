@@ -1,4 +1,4 @@
-"""Stage 4: the DEADiff adapter. The base is frozen; image K/V, Q-Formers with their queries and projections learn from pairs."""
+"""Stage 5: the DEADiff adapter. The base is frozen; image K/V, Q-Formers with their queries and projections learn from pairs."""
 
 import copy
 from collections.abc import Callable, Sequence

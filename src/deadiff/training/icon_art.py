@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deadiff.data.captions import caption, tag_counts
+from deadiff.data.captions import caption, plain_label, style_phrases, tag_counts, with_article
 from deadiff.data.splits import PLAIN, TRAIN
 from deadiff.data.store import read_arrays
 from deadiff.errors import DataError
@@ -66,6 +66,15 @@ class IconArt:
         rng = rng_of(self.seed, draw, stream=3)
         chosen = self.choose(rng, count)
         return self._cached()[chosen], self.captions(chosen, rng, 0.5)
+
+    def for_alignment(self, draw: int, count: int) -> tuple[np.ndarray, list[str], list[str]]:
+        """Pictures, a phrase for the style of each, its label with an article."""
+        rng = rng_of(self.seed, draw, stream=5)
+        chosen = self.choose(rng, count)
+        rows = [self.rows[i] for i in chosen]
+        phrases = [style_phrases(row["set"], row["rendition"]) for row in rows]
+        said = [words[int(rng.integers(len(words)))] for words in phrases]
+        return self.pictures[chosen], said, [with_article(plain_label(row["label"])) for row in rows]
 
     def for_adapter(self, objective: Objective, draw: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """References, latents of their targets, captions of the targets.

@@ -1,4 +1,4 @@
-"""The four stages of the icons model, run from recipes: autoencoder, clip, base, adapter; then pack.
+"""The stages of the icons model, run from recipes: autoencoder, clip, base, alignment, adapter; then pack.
 
 A recipe is a TOML file: `stage`, and [loop] and [model] tables whose keys are those of the dataclasses. A run folder has one
 sub-folder a stage; each stage reads what the ones before it left there.
@@ -28,6 +28,7 @@ from deadiff.embedded import save_embedded
 from deadiff.errors import ConfigError, DataError
 from deadiff.extractor import Preprocess
 from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig
+from deadiff.training.alignment import AlignmentTask
 from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, set_scaling
 from deadiff.training.base import SCHEDULE, BaseConfig, BaseTask
 from deadiff.training.clip import ClipConfig, ClipTask, train_tokenizer
@@ -152,15 +153,20 @@ def _finish_base(task: Any, art: IconArt, folder: Path) -> None:
     unet.save_pretrained(folder / "unet")
 
 
+def _alignment(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    text_encoder, tokenizer = _reader(run)
+    unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
+    eye = CLIPVisionModel.from_pretrained(_made(run, "clip", "image_encoder"))
+    config = replace(icons_adapter_config(text_encoder, eye), **recipe.model)
+    return AlignmentTask(DEADiffAdapter.from_base(unet, eye, config), text_encoder, tokenizer, art.for_alignment)
+
+
 def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
     art.latents = _latents(art, run)
-    table = dict(recipe.model)
-    training = build(AdapterTrainingConfig, table.pop("training", {}), "[model.training]")
+    training = build(AdapterTrainingConfig, recipe.model, "[model]")
     text_encoder, tokenizer = _reader(run)
-    unet = UNet2DConditionModel.from_pretrained(run / "base" / "unet")
-    eye = CLIPVisionModel.from_pretrained(run / "clip" / "image_encoder")
-    config = replace(icons_adapter_config(text_encoder, eye), **table)
-    adapter = DEADiffAdapter.from_base(unet, eye, config)
+    unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
+    adapter = DEADiffAdapter.from_pretrained(_made(run, "alignment", "adapter"))
     vae = _vae(run)
     scaling = vae.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
     unet.to(torch.bfloat16 if recipe.loop.get("precision", "bf16") == "bf16" else torch.float32)  # pyright: ignore
@@ -197,7 +203,7 @@ def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> A
 
 def _finish_adapter(task: Any, art: IconArt, folder: Path) -> None:
     adapter: DEADiffAdapter = task.modules["adapter"]
-    adapter.eject()
+    adapter.eject()  # nothing to do where it was not injected
     adapter.float().save_pretrained(folder / "adapter")
 
 
@@ -205,12 +211,13 @@ STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, 
     "autoencoder": (_autoencoder, _finish_autoencoder),
     "clip": (_clip, _finish_clip),
     "base": (_base, _finish_base),
+    "alignment": (_alignment, _finish_adapter),
     "adapter": (_adapter, _finish_adapter),
 }
 
 
 def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
-    """What the four stages left in a run folder, as a diffusers pipeline and its adapter."""
+    """What the stages left in a run folder, as a diffusers pipeline and its adapter."""
     text_encoder, tokenizer = _reader(run)
     solver = {**SCHEDULE, "steps_offset": 1}  # of no effect here, but the pipeline insists
     pipe = StableDiffusionPipeline(

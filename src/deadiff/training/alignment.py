@@ -1,0 +1,65 @@
+"""Stage 4 of the icons model: teach both Q-Formers to say in tokens what the text tower says in words.
+
+The paper starts from BLIP-Diffusion's Q-Formers, whose tokens a text encoder's reader understands already. Such a start is made
+here in minutes and without the U-Net: the style tokens of a picture should equal the hidden states of a phrase for its style,
+the content tokens those of its label. Image K/V begin as copies of the text's, so the base can read them from the first step.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from deadiff.adapter import DEADiffAdapter
+from deadiff.training.clip import tokenize
+from deadiff.training.loop import Task
+from deadiff.training.samples import to_pixels
+
+# B batch, S picture side in pixels, T text tokens, I image tokens
+
+
+class Said(NamedTuple):
+    """Pictures and what is said of them."""
+
+    pixels: Tensor  # (B, 3, S, S), preprocessed
+    style: Tensor  # (B, T) ids of a phrase for the style
+    content: Tensor  # (B, T) ids of a phrase for the subject
+
+
+class AlignmentTask(Task):
+    """`draw(draw, count)` -> (uint8 pictures (B, S, S, 3), style phrases, subject phrases)."""
+
+    def __init__(
+        self,
+        adapter: DEADiffAdapter,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        draw: Callable[[int, int], tuple[np.ndarray, Sequence[str], Sequence[str]]],
+    ) -> None:
+        self.draw, self.tokenizer = draw, tokenizer
+        self.text_encoder = text_encoder.requires_grad_(False).eval()
+        adapter.image_kv.requires_grad_(False)
+        self.modules = {"adapter": adapter.train()}
+
+    @property
+    def adapter(self) -> DEADiffAdapter:
+        return self.modules["adapter"]  # pyright: ignore[reportReturnType]
+
+    def batch(self, draw: int, batch_size: int) -> Said:
+        pictures, style, content = self.draw(draw, batch_size)
+        pixels = self.adapter.config.preprocess(to_pixels(pictures))
+        return Said(pixels, tokenize(self.tokenizer, style), tokenize(self.tokenizer, content))
+
+    def loss(self, batch: Said, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared difference between tokens and the first hidden states of the phrases, role by role."""
+        tokens = self.adapter(style=batch.pixels, content=batch.pixels)
+        with torch.no_grad():
+            said = self.text_encoder(torch.cat([batch.style, batch.content])).last_hidden_state[
+                :, : self.adapter.config.num_tokens
+            ]
+        style, content = (F.mse_loss(t.float(), s) for t, s in zip(tokens, said.chunk(2), strict=True))
+        return style + content, {"style": style.detach(), "content": content.detach()}
