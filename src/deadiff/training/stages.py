@@ -265,10 +265,14 @@ def _reader(run: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
 
 
 def provenance_of(run: Path) -> dict[str, str]:
-    """How far each stage was trained, for the config of what is packed."""
-    samples = {}
+    """Whose weights these are and how far each stage was trained: for the config of what is packed, and `deadiff inspect`."""
+    trained = []
     for stage in STAGES:
-        lines = (_made(run, stage, "curve.jsonl")).read_text().splitlines()
-        loop = json.loads((run / stage / "loop.json").read_text())
-        samples[stage] = f"{json.loads(lines[-1])['step'] * loop['batch_size']:,} samples" if lines else "no full log window"
-    return samples
+        lines = _made(run, stage, "curve.jsonl").read_text().splitlines()
+        loop = json.loads(_made(run, stage, "loop.json").read_text())
+        trained.append(f"{stage} {json.loads(lines[-1])['step'] * loop['batch_size'] if lines else 0:,}")
+    return {
+        "model": "icons, trained by this project's recipes on emoji art and renditions of it (NOTICE names the artists)",
+        "licence": "weights: Apache-2.0, with the attributions of NOTICE (CC-BY-4.0 art among them)",
+        "training": f"samples seen: {', '.join(trained)}",
+    }
