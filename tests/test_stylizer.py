@@ -9,6 +9,7 @@ from diffusers import StableDiffusionControlNetPipeline, StableDiffusionImg2ImgP
 from PIL import Image
 
 import deadiff
+from deadiff.contact_sheet import Row, contact_sheet, is_table
 from deadiff.defaults import OFFICIAL_NEGATIVE_PROMPT, Defaults
 from deadiff.jobs import Job
 from deadiff.pipelines import make_pipeline, with_controlnet
@@ -389,3 +390,20 @@ def test_a_converted_checkpoint_draws_by_the_released_recipe_and_takes_a_single_
     assert (d.num_inference_steps, d.guidance_scale, d.scheduler, d.negative_prompt) == released
     options = {"style": A, "seed": 1, "num_inference_steps": 2, "width": 64, "height": 64}
     assert same(folder("a robot", **options).images[0], file("a robot", **options).images[0])
+
+
+def test_a_sheet_of_every_prompt_in_every_style_is_a_table() -> None:
+    """A column a reference, a row a prompt; anything less regular stays a list."""
+    white, red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("white", "red", "blue"))
+
+    def row(prompt: str, label: str, drawn: Image.Image) -> Row:
+        return Row(prompt=prompt, references=[(white, label)], pictures=[(drawn, "seed 1")])
+
+    rows = [row(prompt, label, red if label == "a" else blue) for prompt in ("cat", "dog", "owl") for label in ("a", "b")]
+    assert is_table(rows)
+    sheet = contact_sheet(rows)
+    assert sheet.height > 1.5 * sheet.width
+    colours = [{sheet.getpixel((x, y)) for y in range(sheet.height)} for x in (sheet.width // 4, 3 * sheet.width // 4)]
+    assert (255, 0, 0) in colours[0] and (0, 0, 255) not in colours[0]
+    assert (0, 0, 255) in colours[1] and (255, 0, 0) not in colours[1]
+    assert not is_table(rows[:-1]) and not is_table(rows[::2])

@@ -1,4 +1,7 @@
-"""A contact sheet: the references in the margin, the prompt above each row, the seed below each picture."""
+"""A contact sheet: the references in the margin, the prompt above each row, the seed below each picture.
+
+Where every prompt was drawn once in the style of every reference it is a table: a column a reference, a row a prompt.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +24,9 @@ class Row:
 
 
 def contact_sheet(rows: Sequence[Row], columns: int = 4) -> Image.Image:
-    """Rows of pictures, at most `columns` beside each other, with the references of each row in the left margin."""
+    """Rows of pictures, at most `columns` beside each other, with the references of each row in the left margin; or a table."""
+    if is_table(rows):
+        return table(rows)
     cell = CELL if sum(len(row.pictures) for row in rows) <= MANY else SMALL_CELL
     columns = max(1, min(columns, max(len(row.pictures) for row in rows)))
     thumb = cell * 5 // 8
@@ -57,6 +62,37 @@ def contact_sheet(rows: Sequence[Row], columns: int = 4) -> Image.Image:
             paste(sheet, picture, x, y, cell)
             draw.text((x, y + cell + 3), clip(label, small, cell), font=small, fill=FAINT)
         top += height + GAP
+    return sheet
+
+
+def is_table(rows: Sequence[Row]) -> bool:
+    """Every prompt with every one of several references, one picture each, prompt by prompt in the same order."""
+    if any(len(row.references) != 1 or len(row.pictures) != 1 for row in rows):
+        return False
+    prompts, labels = (list(dict.fromkeys(x)) for x in ((r.prompt for r in rows), (r.references[0][1] for r in rows)))
+    wanted = [(prompt, label) for prompt in prompts for label in labels]
+    return len(labels) > 1 and wanted == [(row.prompt, row.references[0][1]) for row in rows]
+
+
+def table(rows: Sequence[Row]) -> Image.Image:
+    """The references above their columns, the prompts above their rows."""
+    cell = CELL * 2 // 3 if len(rows) <= MANY else SMALL_CELL
+    columns = len({row.references[0][1] for row in rows})
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    height, step = cell + LINE + GAP, cell + GAP
+    lines = -(-len(rows) // columns)
+    sheet = Image.new("RGB", (2 * MARGIN - GAP + columns * step, 2 * MARGIN + (1 + lines) * height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        x, y = MARGIN + number % columns * step, MARGIN + GAP + (1 + number // columns) * height
+        if number < columns:
+            (picture, label) = row.references[0]
+            paste(sheet, picture, x, MARGIN, cell)
+            draw.text((x, MARGIN + cell + 3), clip(label, small, cell), font=small, fill=FAINT)
+        if number % columns == 0:
+            draw.line((MARGIN, y - GAP // 2, sheet.width - MARGIN, y - GAP // 2), fill=RULE, width=1)
+            draw.text((x, y), clip(row.prompt or "(no prompt)", font, sheet.width - 2 * MARGIN), font=font, fill=INK)
+        paste(sheet, row.pictures[0][0], x, y + LINE, cell)
     return sheet
 
 
