@@ -35,20 +35,27 @@ def load_embedded(folder: Path = ICONS, dtype: torch.dtype = torch.float32) -> t
         assert isinstance(module, nn.Module)
         module.load_state_dict(eight_bit.load(folder / name / WEIGHTS))
         module.to(dtype).eval()  # pyright: ignore
-    pipe = StableDiffusionPipeline(
-        vae=vae,  # pyright: ignore
-        unet=unet,  # pyright: ignore
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=DDIMScheduler.from_config(_config(folder / "scheduler", "scheduler_config.json")),  # pyright: ignore
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    scheduler = DDIMScheduler.from_config(_config(folder / "scheduler", "scheduler_config.json"))
+    pipe = pipeline_of(vae, unet, text_encoder, tokenizer, scheduler)
     pipe.set_progress_bar_config(disable=True)
     weights = folder / "deadiff" / WEIGHTS
     adapter = DEADiffAdapter.from_weights(read_config(folder / "deadiff"), eight_bit.load(weights), str(weights))
     return pipe, adapter.to(dtype).eval()
+
+
+def pipeline_of(vae: Any, unet: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> StableDiffusionPipeline:
+    """The parts of a small base as diffusers' own pipeline; it has no safety checker."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
 
 
 def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:

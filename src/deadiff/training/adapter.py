@@ -55,6 +55,7 @@ class AdapterTask(Task):
     ) -> None:
         self.config, self.draw, self.schedule, self.scaling_factor = config, draw, schedule, scaling_factor
         self.objectives = [Objective(name) for name in config.objectives]
+        self.empty = tokenize(tokenizer, [""])  # (1, T) ids of the empty prompt
         self.text_encoder, self.tokenizer = text_encoder.requires_grad_(False).eval(), tokenizer
         self.unet = unet.requires_grad_(False).eval()
         adapter.inject(self.unet)
@@ -79,7 +80,7 @@ class AdapterTask(Task):
         content = batch.references if batch.objective is not Objective.STRE else None
         tokens = adapter(style=style, content=content)
         with torch.no_grad():
-            said = self.text_encoder(torch.cat([tokenize(self.tokenizer, [""]), batch.text])).last_hidden_state
+            said = self.text_encoder(torch.cat([self.empty, batch.text])).last_hidden_state
         text = keep_text(said[1:], said[:1], live.text).to(self.unet.dtype)
         prompt_embeds = adapter.embed(text, tokens.style, tokens.content, live.style.float(), live.content.float())
 

@@ -84,6 +84,7 @@ class BaseTask(Task):
         sample_size: int = 8,  # side of the latents
     ) -> None:
         self.config, self.draw, self.prompts = config, draw, list(prompts)
+        self.empty = tokenize(tokenizer, [""])  # (1, T) ids of the empty prompt
         self.vae, self.text_encoder, self.tokenizer = vae.eval(), text_encoder.requires_grad_(False).eval(), tokenizer
         unet = build_unet(config, vae.config.latent_channels, text_encoder.config.hidden_size, sample_size)  # pyright: ignore
         unet.set_attn_processor(MatmulAttnProcessor())  # pyright: ignore[reportArgumentType]
@@ -99,7 +100,7 @@ class BaseTask(Task):
         """Mean squared error of the velocity v = sqrt(a) * noise - sqrt(1 - a) * latents (Salimans and Ho 2022, section 4)."""
         unet, (latents, text) = self.modules["unet"], batch
         dropped = torch.rand(len(text), generator=generator) < self.config.text_drop
-        text = torch.where(dropped[:, None], tokenize(self.tokenizer, [""]), text)
+        text = torch.where(dropped[:, None], self.empty, text)
         timesteps = even_timesteps(len(latents), generator)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.schedule.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]

@@ -24,7 +24,7 @@ from deadiff.adapter import DEADiffAdapter
 from deadiff.autoencoder import PatchAutoencoder
 from deadiff.config import AdapterConfig
 from deadiff.data.captions import plain_label, style_phrases
-from deadiff.embedded import save_embedded
+from deadiff.embedded import pipeline_of, save_embedded
 from deadiff.errors import ConfigError, DataError
 from deadiff.extractor import Preprocess
 from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig
@@ -109,7 +109,7 @@ def _clip(recipe: Recipe, art: IconArt, run: Path) -> Task:
     folder = run / "clip"
     phrases = list(dict.fromkeys(_phrases(art)))
     teacher = teacher_folder() if config.word_weight else None
-    words = [*phrases, *(w for w in common_words(teacher) if w not in set(phrases))] if teacher else phrases
+    words = list(dict.fromkeys([*phrases, *common_words(teacher)])) if teacher else phrases
     if not (folder / "tokenizer").is_dir():
         rng = np.random.default_rng(0)
         said = art.captions(rng.permutation(len(art.rows))[:40_000], rng, 0.5)
@@ -219,17 +219,10 @@ STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, 
 def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
     """What the stages left in a run folder, as a diffusers pipeline and its adapter."""
     text_encoder, tokenizer = _reader(run)
+    unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
     solver = {**SCHEDULE, "steps_offset": 1}  # of no effect here, but the pipeline insists
-    pipe = StableDiffusionPipeline(
-        vae=_vae(run),  # pyright: ignore[reportArgumentType]
-        unet=UNet2DConditionModel.from_pretrained(_made(run, "base", "unet")),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(**solver, set_alpha_to_one=True),  # pyright: ignore[reportArgumentType]
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
+    scheduler = DDIMScheduler(**solver, set_alpha_to_one=True)  # pyright: ignore[reportArgumentType]
+    pipe = pipeline_of(_vae(run), unet, text_encoder, tokenizer, scheduler)
     return pipe, DEADiffAdapter.from_pretrained(_made(run, "adapter", "adapter"))
 
 
