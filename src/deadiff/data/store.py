@@ -14,7 +14,7 @@ from deadiff.data.art import SETS_BY_NAME
 from deadiff.data.splits import SPLITS
 from deadiff.errors import DataError, MissingExtraError
 
-PARTS = ("plain", "rendered")
+PARTS = ("plain", "rendered", "pictures")  # icons: as drawn, rendered; generated and imported sets: pictures
 
 
 def encode_png(image: np.ndarray) -> bytes:
