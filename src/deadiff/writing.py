@@ -38,6 +38,21 @@ def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
     raise ConfigError(f"folder '{folder}' already holds {MOST} pictures called '{stem}': choose another with --out")
 
 
+def write_at(path: Path, data: bytes, *, replace: bool = False) -> bool:
+    """A file of this very name, whole or not at all; False, and nothing changed, where it exists and is not to be replaced.
+
+    Raises ConfigError (disk full, no permission), leaving nothing behind.
+    """
+    try:
+        with _beside(path.parent, data) as temporary:
+            if not replace:
+                return _publish(temporary, path)
+            os.replace(temporary, path)
+            return True
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written: {one_line(error)}") from error
+
+
 @contextlib.contextmanager
 def _beside(folder: Path, data: bytes) -> Iterator[Path]:
     """A complete temporary file in the folder, gone afterwards."""
