@@ -109,10 +109,10 @@ class SubjectTask(JudgeTask):
         self.modules = {"net": SubjectNet(config, len(self.names))}
 
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        x = moved(x, generator, shift=0.12, zoom=0.25, turn=0.2)
-        return noisy(
-            holed(blurred(recoloured(x, generator, 0.4), generator, 0.35, (20, 28, 40)), generator, 0.2), generator, 0.35, 0.3
-        )
+        x = recoloured(moved(x, generator, shift=0.12, zoom=0.25, turn=0.2), generator, 0.4)
+        size = x.shape[-1]
+        x = holed(blurred(x, generator, 0.35, (5 * size // 16, 7 * size // 16, 5 * size // 8)), generator, 0.2)
+        return noisy(x, generator, 0.35, 0.3)
 
     def batch(self, draw: int, batch_size: int) -> tuple[Tensor, Tensor]:
         x, chosen = self.drawn(draw, batch_size)
@@ -240,9 +240,8 @@ def noisy(x: Tensor, generator: torch.Generator, share: float, most: float) -> T
         return x
     side = x.shape[-1]
     fine = torch.randn(len(part), 3, side, side, generator=generator)
-    cells = F.interpolate(
-        torch.randn(len(part), 3, 8, 8, generator=generator), (side, side), mode="bilinear", align_corners=False
-    )
+    coarse = torch.randn(len(part), 3, 8, 8, generator=generator)
+    cells = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)
     strength = _uniform(2 * len(part), 0, most, generator).view(2, -1, 1, 1, 1)
     x[part] = (x[part] + strength[0] * fine + strength[1] * cells).clamp(-1, 1)
     return x
@@ -259,11 +258,10 @@ def run(
         table = tomllib.loads(recipe.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"recipe '{recipe}' cannot be read as TOML: {error}") from error
-    if (judge := table.get("judge")) not in JUDGES or (unknown := table.keys() - {"judge", "plain_share", "loop", "model"}):
-        got = f"judge = {judge!r}" if judge not in JUDGES else f"the unknown key {sorted(unknown)[0]!r}"
-        raise ConfigError(
-            f"recipe '{recipe}' has {got}: expected judge = one of {', '.join(JUDGES)}, plain_share, [loop], [model]"
-        )
+    judge, unknown = table.get("judge"), sorted(table.keys() - {"judge", "plain_share", "loop", "model"})
+    if judge not in JUDGES or unknown:
+        got = f"the unknown key {unknown[0]!r}" if unknown else f"judge = {judge!r}"
+        raise ConfigError(f"'{recipe}' has {got}: expected judge = {' or '.join(JUDGES)}, plain_share, [loop], [model]")
     task_kind, wanted = JUDGES[judge]
     loop: LoopConfig = build(LoopConfig, table.get("loop", {}), f"[loop] of '{recipe}'")
     config: NetworkConfig = build(NetworkConfig, table.get("model", {}), f"[model] of '{recipe}'")

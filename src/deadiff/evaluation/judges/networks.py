@@ -1,4 +1,4 @@
-"""The judges' networks: small residual networks (He et al. 2015), wide early for the subject, pooled at every depth for the style.
+"""The judges' networks: small residual networks (He et al. 2015), the style judge's pooled at every depth.
 
 B pictures, S side of a picture in pixels, C channels, D width of an embedding.
 """
