@@ -1,4 +1,4 @@
-"""The whole making of a model in miniature: 24 subjects of art, five stages of a few steps each, packed and drawn with."""
+"""The whole making of a model in miniature: 24 subjects of art, six stages of a few steps each, packed and drawn with."""
 
 import signal
 from pathlib import Path
@@ -18,9 +18,9 @@ from deadiff.training.objectives import Objective, keep_text, live_parts
 ART = Path(__file__).parent / "fixtures" / "art"
 LOOP = "[loop]\nsteps = 6\nbatch_size = 4\nworkers = 2\nlearning_rate = 1e-3\nwarmup_steps = 2\nlog_steps = 2\n"
 RECIPES = {
-    "autoencoder": "[model]\nblock_out_channels = [3, 12, 16, 16, 16]\nlatent_channels = 8\n",
-    "clip": "[model]\nvocab_size = 700\ntext_length = 16\ntext_width = 64\ntext_layers = 1\n"
-    "vision_width = 64\nvision_layers = 2\npicture_size = 64\npatch_size = 32\nprojection_dim = 32\nword_weight = 0.0\n",
+    "autoencoder": "[model]\nblock_out_channels = [3, 12, 16, 16, 16]\nlatent_channels = 8\nfitted_on = 256\n",
+    "reader": "[model]\nvocab_size = 700\ntext_length = 16\ntext_width = 64\ntext_layers = 1\nword_weight = 0.0\n",
+    "eye": "[model]\nvision_width = 64\nvision_layers = 2\npicture_size = 64\npatch_size = 32\nprojection_dim = 32\n",
     "base": "[model]\nblock_out_channels = [32, 32, 32]\nhead_dim = 16\n",
     "alignment": "",
     "adapter": "",
@@ -48,7 +48,7 @@ def recipe(folder: Path, stage: str, loop: str = LOOP) -> stages.Recipe:
     return stages.read_recipe(path)
 
 
-def test_five_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
+def test_six_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
     size = stages.pack(run, tmp_path / "model", stages.provenance_of(run))
     assert 0 < size < 3e6
     pipe, adapter = load_embedded(tmp_path / "model")
@@ -85,7 +85,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(run: Path, data: P
     assert all(p.grad is None for p in task.unet.parameters()) and all(p.grad is None for p in task.text_encoder.parameters())
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "base", "alignment", "adapter"])
+@pytest.mark.parametrize("stage", ["autoencoder", "reader", "eye", "base", "alignment", "adapter"])
 def test_a_resumed_run_equals_an_unbroken_one(stage: str, run: Path, data: Path, tmp_path: Path) -> None:
     art = IconArt(data)
     make, _ = stages.STAGES[stage]

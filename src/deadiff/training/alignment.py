@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deadiff.adapter import DEADiffAdapter
-from deadiff.training.clip import tokenize
 from deadiff.training.loop import Task
+from deadiff.training.reader import tokenize
 from deadiff.training.samples import to_pixels
 
 # B batch, S picture side in pixels, T text tokens, I image tokens

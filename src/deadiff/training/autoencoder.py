@@ -1,4 +1,7 @@
-"""Stage 1 of the icons model: pictures <-> a small latent, by reconstruction of flat art with sharp edges."""
+"""Stage 1 of the icons model: pictures <-> a small latent: principal components, then a decoder for what they lost.
+
+The latents are ready before the first step: the base can learn from them while the decoder still improves.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from deadiff.training.samples import to_pixels
 
 # B batch, S side in pixels, Z latent channels, h = w = S / 16
 
+FIT_BATCH = 256  # pictures
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
@@ -23,22 +28,38 @@ class AutoencoderConfig:
     block_out_channels: tuple[int, ...] = (3, 12, 96, 128, 192)
     layers_per_block: int = 1
     latent_channels: int = 32
-    kl_weight: float = 3e-4  # per latent element; large enough that neighbours in latent space look alike, which diffusion needs
+    noise: float = 0.1  # greatest standard deviation of the noise on the decoder's input, in units of the latents' own
     edge_weight: float = 1.0  # of the difference of picture gradients, at full, half and quarter size
+    fitted_on: int = 4096  # pictures whose patches give the principal components
+
+
+def fitted_autoencoder(config: AutoencoderConfig, draw: Callable[[int, int], np.ndarray]) -> PatchAutoencoder:
+    """An autoencoder fitted to the pictures of `draw(step, count)`, uint8 (count, S, S, 3), its decoder still without effect.
+
+    One scale for all channels: those of little energy stay faint, so that diffusion settles the large shapes first.
+    """
+    vae = PatchAutoencoder(
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+    )
+    side = vae.encoder.stride[0]
+    patches = [F.unfold(to_pixels(draw(i, FIT_BATCH)), side, stride=side) for i in range(-(-config.fitted_on // FIT_BATCH))]
+    vae.fit(torch.cat(patches).transpose(1, 2).flatten(0, 1))
+    latents = vae.encode(to_pixels(draw(0, FIT_BATCH))).latent_dist.mode()  # pyright: ignore
+    vae.register_to_config(scaling_factor=round(1 / float(latents.detach().std()), 5))
+    return vae.bfloat16().float()  # exactly what training in bf16 will hold
 
 
 class AutoencoderTask(Task):
-    """Reconstruct pictures given as uint8 (N, S, S, 3); `draw(step, count)` gives a batch of them."""
+    """Teach the decoder to reconstruct pictures, uint8 (N, S, S, 3); `draw(step, count)` gives a batch of them."""
 
-    def __init__(self, config: AutoencoderConfig, draw: Callable[[int, int], np.ndarray]) -> None:
+    def __init__(self, config: AutoencoderConfig, draw: Callable[[int, int], np.ndarray], vae: PatchAutoencoder) -> None:
         self.config = config
         self.draw = draw
-        autoencoder = PatchAutoencoder(
-            block_out_channels=config.block_out_channels,
-            layers_per_block=config.layers_per_block,
-            latent_channels=config.latent_channels,
-        )
-        self.modules = {"vae": autoencoder}
+        vae.encoder.requires_grad_(False)
+        vae.inverse.requires_grad_(False)
+        self.modules = {"vae": vae}
 
     @property
     def autoencoder(self) -> PatchAutoencoder:
@@ -48,16 +69,16 @@ class AutoencoderTask(Task):
         return to_pixels(self.draw(draw, batch_size))
 
     def loss(self, batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """L1 of pixels + L1 of their gradients on three scales + KL of the posterior to N(0, 1)."""
-        posterior = self.autoencoder.encode(batch.to(self.autoencoder.dtype)).latent_dist  # pyright: ignore
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        latents = posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
-        drawn = self.autoencoder.decode(latents).sample.float()  # pyright: ignore
+        """L1 of pixels + L1 of their gradients on three scales, decoded from latents with a little noise, as a sampler leaves."""
+        vae = self.autoencoder
+        with torch.no_grad():
+            latents = vae.encode(batch.to(vae.dtype)).latent_dist.mode()  # pyright: ignore
+        much = torch.rand(len(batch), 1, 1, 1, generator=generator) * self.config.noise / vae.config.scaling_factor  # pyright: ignore
+        noise = much * torch.randn(latents.shape, generator=generator)
+        drawn = vae.decode(latents + noise.to(latents.dtype)).sample.float()  # pyright: ignore
         pixel = (drawn - batch).abs().mean()
         edge = edge_difference(drawn, batch)
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = pixel + self.config.edge_weight * edge + self.config.kl_weight * kl
-        return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": kl.detach()}
+        return pixel + self.config.edge_weight * edge, {"pixel": pixel.detach(), "edge": edge.detach()}
 
     @torch.no_grad()
     def preview(self, step: int, folder: Path) -> None:
@@ -88,12 +109,3 @@ def encode_all(autoencoder: PatchAutoencoder, pictures: np.ndarray, batch_size: 
         pixels = to_pixels(pictures[start : start + batch_size]).to(autoencoder.dtype)  # pyright: ignore
         parts.append(autoencoder.encode(pixels).latent_dist.mode().half().numpy())  # pyright: ignore
     return np.concatenate(parts)
-
-
-def set_scaling(autoencoder: PatchAutoencoder, pictures: np.ndarray) -> None:
-    """Record in the config the scale that gives latents of `pictures`, uint8 (N, S, S, 3), standard deviation 1.
-
-    One scale for all channels: channels of little energy stay faint, so that diffusion settles the large shapes first.
-    """
-    spread = float(encode_all(autoencoder, pictures).astype(np.float32).std())
-    autoencoder.register_to_config(scaling_factor=round(1 / spread, 5))

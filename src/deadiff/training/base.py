@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deadiff.autoencoder import PatchAutoencoder
-from deadiff.training.clip import tokenize
 from deadiff.training.fast_attention import MatmulAttnProcessor
 from deadiff.training.loop import Task
+from deadiff.training.reader import tokenize
 
 # B batch, Z latent channels, h = w = 8, T text tokens, C text width
 

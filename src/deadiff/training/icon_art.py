@@ -55,7 +55,15 @@ class IconArt:
         rng = rng_of(self.seed, draw, stream=1)
         return recolour(self.pictures[self.choose(rng, count)], rng, share=0.15)
 
-    def for_clip(self, draw: int, count: int) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
+    def for_reader(self, draw: int, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Captions, subject classes, style classes (-1 where the caption does not name the style)."""
+        rng = rng_of(self.seed, draw, stream=6)
+        chosen = self.choose(rng, count)
+        told = rng.random(count) < 0.5
+        said = [caption(self.rows[i], rng, bool(t), self.counts) for i, t in zip(chosen, told, strict=True)]
+        return said, self.subject[chosen], np.where(told, self.style[chosen], -1)
+
+    def for_eye(self, draw: int, count: int) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
         """Pictures, captions, subject classes, style classes."""
         rng = rng_of(self.seed, draw, stream=2)
         chosen = self.choose(rng, count)

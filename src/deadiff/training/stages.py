@@ -1,4 +1,4 @@
-"""The stages of the icons model, run from recipes: autoencoder, clip, base, alignment, adapter; then pack.
+"""The stages of the icons model, run from recipes: autoencoder, reader, eye, base, alignment, adapter; then pack.
 
 A recipe is a TOML file: `stage`, and [loop] and [model] tables whose keys are those of the dataclasses. A run folder has one
 sub-folder a stage; each stage reads what the ones before it left there.
@@ -29,12 +29,13 @@ from deadiff.errors import ConfigError, DataError
 from deadiff.extractor import Preprocess
 from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig
 from deadiff.training.alignment import AlignmentTask
-from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, set_scaling
+from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, fitted_autoencoder
 from deadiff.training.base import SCHEDULE, BaseConfig, BaseTask
-from deadiff.training.clip import ClipConfig, ClipTask, train_tokenizer
+from deadiff.training.eye import EyeConfig, EyeTask
 from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, Task, train
 from deadiff.training.meanings import common_words, meanings, teacher_folder
+from deadiff.training.reader import ReaderConfig, ReaderTask, train_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -92,21 +93,24 @@ def run_stage(recipe: Recipe, data: Path, run: Path, minutes: float | None = Non
 
 
 def _autoencoder(recipe: Recipe, art: IconArt, run: Path) -> Task:
-    return AutoencoderTask(build(AutoencoderConfig, recipe.model, "[model]"), art.for_autoencoder)
+    """The encoder is fitted once and kept: a resumed decoder must meet the latents that it knows."""
+    config = build(AutoencoderConfig, recipe.model, "[model]")
+    folder = run / "autoencoder"
+    if not (folder / "vae").is_dir():
+        fitted_autoencoder(config, art.for_autoencoder).save_pretrained(folder / "vae")
+    vae = PatchAutoencoder.from_pretrained(folder / "vae")
+    if not (folder / "latents.npy").is_file():
+        np.save(folder / "latents.npy", encode_all(vae, art.pictures))  # pyright: ignore[reportArgumentType]
+    return AutoencoderTask(config, art.for_autoencoder, vae)  # pyright: ignore[reportArgumentType]
 
 
 def _finish_autoencoder(task: Any, art: IconArt, folder: Path) -> None:
-    """Fix the scale of the latents and cache those of every training picture."""
-    vae: PatchAutoencoder = task.modules["vae"].eval()
-    sample = np.random.default_rng(0).choice(len(art.pictures), min(256, len(art.pictures)), replace=False)
-    set_scaling(vae, art.pictures[sample])
-    np.save(folder / "latents.npy", encode_all(vae, art.pictures))
-    vae.float().save_pretrained(folder / "vae")  # pyright: ignore[reportCallIssue]
+    task.modules["vae"].float().save_pretrained(folder / "vae")
 
 
-def _clip(recipe: Recipe, art: IconArt, run: Path) -> Task:
-    config = build(ClipConfig, recipe.model, "[model]")
-    folder = run / "clip"
+def _reader(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    config = build(ReaderConfig, recipe.model, "[model]")
+    folder = run / "reader"
     phrases = list(dict.fromkeys(_phrases(art)))
     teacher = teacher_folder() if config.word_weight else None
     words = list(dict.fromkeys([*phrases, *common_words(teacher)])) if teacher else phrases
@@ -124,7 +128,7 @@ def _clip(recipe: Recipe, art: IconArt, run: Path) -> Task:
         if not cache.is_file():
             np.save(cache, meanings(teacher, words))
         known = np.load(cache)
-    return ClipTask(config, tokenizer, art.for_clip, len(art.subjects), len(art.styles), words, known)
+    return ReaderTask(config, tokenizer, art.for_reader, len(art.subjects), len(art.styles), words, known)
 
 
 def _phrases(art: IconArt) -> list[str]:
@@ -135,16 +139,24 @@ def _phrases(art: IconArt) -> list[str]:
             *(phrase for row in rows for phrase in style_phrases(row["set"], row["rendition"]))]  # fmt: skip
 
 
-def _finish_clip(task: Any, art: IconArt, folder: Path) -> None:
-    for name in ("text_encoder", "image_encoder"):
-        task.modules[name].float().save_pretrained(folder / name)
+def _finish_reader(task: Any, art: IconArt, folder: Path) -> None:
+    task.modules["text_encoder"].float().save_pretrained(folder / "text_encoder")
+
+
+def _eye(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    config = build(EyeConfig, recipe.model, "[model]")
+    return EyeTask(config, *_read(run), art.for_eye, len(art.subjects), len(art.styles))
+
+
+def _finish_eye(task: Any, art: IconArt, folder: Path) -> None:
+    task.modules["image_encoder"].float().save_pretrained(folder / "image_encoder")
 
 
 def _base(recipe: Recipe, art: IconArt, run: Path) -> Task:
     art.latents = _latents(art, run)
     config = build(BaseConfig, recipe.model, "[model]")
     side = art.latents.shape[-1]
-    return BaseTask(config, art.for_base, _vae(run), *_reader(run), prompts=recipe.preview_prompts, sample_size=side)
+    return BaseTask(config, art.for_base, _vae(run), *_read(run), prompts=recipe.preview_prompts, sample_size=side)
 
 
 def _finish_base(task: Any, art: IconArt, folder: Path) -> None:
@@ -154,9 +166,9 @@ def _finish_base(task: Any, art: IconArt, folder: Path) -> None:
 
 
 def _alignment(recipe: Recipe, art: IconArt, run: Path) -> Task:
-    text_encoder, tokenizer = _reader(run)
+    text_encoder, tokenizer = _read(run)
     unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
-    eye = CLIPVisionModel.from_pretrained(_made(run, "clip", "image_encoder"))
+    eye = CLIPVisionModel.from_pretrained(_made(run, "eye", "image_encoder"))
     config = replace(icons_adapter_config(text_encoder, eye), **recipe.model)
     return AlignmentTask(DEADiffAdapter.from_base(unet, eye, config), text_encoder, tokenizer, art.for_alignment)
 
@@ -164,7 +176,7 @@ def _alignment(recipe: Recipe, art: IconArt, run: Path) -> Task:
 def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
     art.latents = _latents(art, run)
     training = build(AdapterTrainingConfig, recipe.model, "[model]")
-    text_encoder, tokenizer = _reader(run)
+    text_encoder, tokenizer = _read(run)
     unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
     adapter = DEADiffAdapter.from_pretrained(_made(run, "alignment", "adapter"))
     vae = _vae(run)
@@ -209,7 +221,8 @@ def _finish_adapter(task: Any, art: IconArt, folder: Path) -> None:
 
 STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, IconArt, Path], None]]] = {
     "autoencoder": (_autoencoder, _finish_autoencoder),
-    "clip": (_clip, _finish_clip),
+    "reader": (_reader, _finish_reader),
+    "eye": (_eye, _finish_eye),
     "base": (_base, _finish_base),
     "alignment": (_alignment, _finish_adapter),
     "adapter": (_adapter, _finish_adapter),
@@ -218,7 +231,7 @@ STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, 
 
 def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
     """What the stages left in a run folder, as a diffusers pipeline and its adapter."""
-    text_encoder, tokenizer = _reader(run)
+    text_encoder, tokenizer = _read(run)
     unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
     solver = {**SCHEDULE, "steps_offset": 1}  # of no effect here, but the pipeline insists
     scheduler = DDIMScheduler(**solver, set_alpha_to_one=True)  # pyright: ignore[reportArgumentType]
@@ -252,9 +265,9 @@ def _vae(run: Path) -> PatchAutoencoder:
     return PatchAutoencoder.from_pretrained(_made(run, "autoencoder", "vae"))  # pyright: ignore[reportReturnType]
 
 
-def _reader(run: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    text_encoder = CLIPTextModel.from_pretrained(_made(run, "clip", "text_encoder"))
-    return text_encoder, CLIPTokenizer.from_pretrained(_made(run, "clip", "tokenizer"))
+def _read(run: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    text_encoder = CLIPTextModel.from_pretrained(_made(run, "reader", "text_encoder"))
+    return text_encoder, CLIPTokenizer.from_pretrained(_made(run, "reader", "tokenizer"))
 
 
 def provenance_of(run: Path) -> dict[str, str]:
