@@ -3,6 +3,7 @@
 B pictures drawn at once, T text tokens, I image tokens of one role, U = T + 2*I, C token width.
 """
 
+import functools
 import inspect
 import logging
 import secrets
@@ -36,6 +37,7 @@ from deadiff.jobs import (
 )
 from deadiff.photo import LatentBlend, fitting_size, resized
 from deadiff.pipelines import make_pipeline
+from deadiff.previews import Watch, preview_pictures
 from deadiff.recipe import Recipe, fingerprint, versions
 from deadiff.references import Reference, one_line
 from deadiff.routes import Role, cross_attention_layers
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), a step of one picture counting one
 OnPicture = Callable[[int, Any, Recipe], None]  # (index in the output, picture, recipe), as soon as it is drawn
+# (indices in the output, a function that decodes small pictures of how they will look): after each step, which it changes nothing in
+OnPreview = Callable[[list[int], Callable[[], list[Image.Image]]], None]
 OURS = {  # arguments of pipelines that the Stylizer makes itself -> what to use instead
     "prompt_embeds": "prompt",
     "negative_prompt_embeds": "negative_prompt",
@@ -85,6 +89,7 @@ class _Options:
     latents: Tensor | None
     callback: Callable[..., Any] | None
     callback_inputs: Sequence[str]
+    on_preview: OnPreview | None
     arguments: dict[str, Any]  # for the diffusers pipeline
 
 
@@ -173,6 +178,7 @@ class Stylizer:
         latents: Tensor | None = None,
         progress: bool | Progress = False,
         on_picture: OnPicture | None = None,
+        on_preview: OnPreview | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **arguments: Any,
@@ -184,7 +190,8 @@ class Stylizer:
         were given. seed: of each prompt's first picture, the next ones count on; a picture depends on its own seed, not on its
         batch (up to 2/255 in a pixel: matrix products round differently). image: a photo to redraw (image_strength 0 to 1), with
         mask_image only where that is white; control_image: for the ControlNet. latents: (pictures, Z, h, w), noise to start from.
-        progress: True for a bar, or a function of (steps done, steps in all); on_picture: called as soon as each is drawn.
+        progress: True for a bar, or a function of (steps done, steps in all); on_picture: called as soon as each is drawn;
+        on_preview: after each step, to look at pictures in the making. What these raise ends the call.
         Other arguments go to the diffusers pipeline; what is None comes from `defaults`.
         Raises ConfigError or ReferenceError before anything is drawn.
         """
@@ -217,6 +224,7 @@ class Stylizer:
             latents=latents,
             callback=callback_on_step_end,
             callback_inputs=tuple(callback_on_step_end_tensor_inputs),
+            on_preview=on_preview,
             arguments=arguments,
         )
         make_scheduler(options.scheduler, self.pipe.scheduler)  # a wrong name is an error now, not after the references are read
@@ -513,6 +521,7 @@ class Stylizer:
 
         switched = tokens.style is not None and (options.window[0] > 0.0 or options.window[1] < 1.0)
         state = {"live": live}
+        watch = None if options.on_preview is None else Watch(pipe.scheduler)
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             result = dict(tensors)
@@ -527,6 +536,8 @@ class Stylizer:
                 positive, uncond = inside if now else outside
                 result["prompt_embeds"] = torch.cat([uncond, positive]) if guided else positive
             step_done(fraction)
+            if watch is not None and watch.latents is not None and options.on_preview is not None:
+                options.on_preview([item.index for item in batch], functools.partial(preview_pictures, pipe, watch.latents))
             return result
 
         inputs = dict.fromkeys(["latents"])
