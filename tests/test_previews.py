@@ -55,13 +55,13 @@ def test_watching_changes_nothing_in_the_pictures_nor_in_their_recipes(stylizer)
 
 
 def test_what_a_preview_raises_ends_the_drawing(stylizer):
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     def stop(indices, pictures) -> None:
-        raise Enough
+        raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         stylizer("a robot", on_preview=stop)
 
 

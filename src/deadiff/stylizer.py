@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), a step of one picture counting one
 OnPicture = Callable[[int, Any, Recipe], None]  # (index in the output, picture, recipe), as soon as it is drawn
-# (indices in the output, a function that decodes small pictures of how they will look): after each step, which it changes nothing in
+# (indices in the output, a function that decodes small pictures of how they will look), after each step
 OnPreview = Callable[[list[int], Callable[[], list[Image.Image]]], None]
 OURS = {  # arguments of pipelines that the Stylizer makes itself -> what to use instead
     "prompt_embeds": "prompt",
