@@ -1,13 +1,14 @@
 """The icons data set as a stream of training samples: which picture, with which words, beside which reference."""
 
 from collections import defaultdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from deadiff.data.captions import caption, plain_label, style_phrases, tag_counts, with_article
 from deadiff.data.splits import PLAIN, TRAIN
-from deadiff.data.store import read_arrays
+from deadiff.data.store import read_arrays, read_split
 from deadiff.errors import DataError
 from deadiff.training.objectives import Objective
 from deadiff.training.samples import recolour, rng_of
@@ -16,13 +17,16 @@ TRIES = 20  # draws for a reference before another target is taken
 
 
 class IconArt:
-    """The training split of a folder made by `deadiff data icons`, in memory: 50 KB a picture.
+    """The training split of a folder made by `deadiff data icons`.
 
     Every draw is a function of (seed, draw number), so that any stage resumes where it was.
     """
 
     def __init__(self, folder: Path, seed: int = 0, plain_share: float = 0.5) -> None:
-        self.pictures, self.rows = read_arrays(folder, TRAIN)  # (N, S, S, 3) uint8
+        self.folder = folder
+        self.rows = list(read_split(folder, TRAIN, images=False))
+        if not self.rows:
+            raise DataError(f"'{folder}' holds no picture of the split '{TRAIN}': build more subjects or renditions")
         self.seed, self.plain_share = seed, plain_share
         self.latents: np.ndarray | None = None  # (N, Z, h, w) fp16, unscaled
         self.counts = tag_counts(self.rows)
@@ -40,6 +44,11 @@ class IconArt:
         for i in np.flatnonzero(~self.hidden):
             self._same_style[_style_key(self.rows[i])].append(int(i))
             self._same_subject[self.rows[i]["subject"]].append(int(i))
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """(N, S, S, 3) uint8, read when a stage first needs them: 50 KB a picture."""
+        return read_arrays(self.folder, TRAIN)[0]
 
     def choose(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """(count,) picture numbers: plain art and renditions in the given shares, uniform within each."""
