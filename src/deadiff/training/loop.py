@@ -40,6 +40,7 @@ class LoopConfig:
     decay_steps: int = 0  # linear to zero over the last so many steps; 0 keeps the rate constant
     optimizer: str = "adamw"  # adamw | muon (torch.optim.Muon on matrices and convolutions, AdamW on the rest)
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
+    ns_steps: int = 5  # of Muon's Newton-Schulz iteration, which takes a third of a step of small batches
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # of the whole gradient; 0 switches it off
     ema_decay: float = 0.999  # of the weights' moving average, ramped up as (1 + t) / (10 + t)
@@ -147,7 +148,11 @@ def train(
     (run_dir / "loop.json").write_text(json.dumps(asdict(config), indent=2))
     threads = ThreadPoolExecutor(config.workers)
     rates = OptimizerConfig(
-        optimizer=config.optimizer, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        ns_steps=config.ns_steps,
     )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     weights = MasterWeights(task.modules, rates, dtype, threads, config.workers)

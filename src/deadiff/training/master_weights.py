@@ -23,6 +23,7 @@ class OptimizerConfig:
     learning_rate: float
     betas: tuple[float, float]  # of AdamW
     weight_decay: float
+    ns_steps: int = 5  # of Muon's Newton-Schulz iteration
 
 
 class Shard:
@@ -85,7 +86,9 @@ class Shard:
 def _optimizers(matrices: list[Tensor], others: list[Tensor], config: OptimizerConfig) -> Iterable[torch.optim.Optimizer]:
     rates: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if matrices:
-        yield torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **rates)
+        yield torch.optim.Muon(
+            matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", ns_steps=config.ns_steps, **rates
+        )
     if others:
         yield torch.optim.AdamW(others, betas=config.betas, fused=True, **rates)
 
