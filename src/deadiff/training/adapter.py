@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from deadiff.adapter import DEADiffAdapter
+from deadiff.adapter import DEADiffAdapter, Tokens
 from deadiff.training.base import even_timesteps
-from deadiff.training.clip import tokenize
 from deadiff.training.loop import Task
-from deadiff.training.objectives import Objective, diffusion_loss, keep_text, live_parts
+from deadiff.training.objectives import Live, Objective, diffusion_loss, keep_text, live_parts
+from deadiff.training.reader import tokenize
 from deadiff.training.samples import to_pixels
 
 # B batch, S reference side in pixels, Z latent channels, T text tokens
@@ -37,6 +37,29 @@ class Pairs(NamedTuple):
     references: Tensor  # (B, 3, S, S) preprocessed
     latents: Tensor  # (B, Z, h, w), scaled
     text: Tensor  # (B, T) token ids
+
+
+def adapter_loss(
+    adapter: DEADiffAdapter,  # injected into the U-Net
+    unet: UNet2DConditionModel,
+    schedule,
+    latents: Tensor,  # (B, Z, h, w), scaled
+    tokens: Tokens,  # of the references; a role that is idle in all samples may be None
+    text: Tensor,  # (B, T, C) of the targets' captions
+    empty: Tensor,  # (1, T, C) of the empty prompt
+    live: Live,
+    generator: torch.Generator,  # on the CPU, whatever the device: the same noise everywhere
+    weighting: str = "plain",  # of objectives.LOSS_WEIGHTS
+    **conditions: Any,  # what else the U-Net is told (SDXL: added_cond_kwargs)
+) -> Tensor:
+    """The base's own diffusion loss on the targets, told what is live: the one function that every adapter training minimises."""
+    text = keep_text(text, empty, live.text).to(unet.dtype)
+    prompt_embeds = adapter.embed(text, tokens.style, tokens.content, live.style.float(), live.content.float())
+    timesteps = even_timesteps(len(latents), generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    predicted = unet(noisy.to(unet.dtype), timesteps, prompt_embeds, **conditions).sample
+    return diffusion_loss(predicted, latents, noise, timesteps, schedule, weighting)
 
 
 class AdapterTask(Task):
@@ -81,15 +104,8 @@ class AdapterTask(Task):
         tokens = adapter(style=style, content=content)
         with torch.no_grad():
             said = self.text_encoder(torch.cat([self.empty, batch.text])).last_hidden_state
-        text = keep_text(said[1:], said[:1], live.text).to(self.unet.dtype)
-        prompt_embeds = adapter.embed(text, tokens.style, tokens.content, live.style.float(), live.content.float())
-
-        timesteps = even_timesteps(len(batch.latents), generator)
-        noise = torch.randn(batch.latents.shape, generator=generator)
-        noisy = self.schedule.add_noise(batch.latents, noise, timesteps)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is slow on a CPU (docs/log.md)
-            predicted = self.unet(noisy.to(self.unet.dtype), timesteps, prompt_embeds).sample
-        loss = diffusion_loss(predicted, batch.latents, noise, timesteps, self.schedule)
+            loss = adapter_loss(adapter, self.unet, self.schedule, batch.latents, tokens, said[1:], said[:1], live, generator)
         return loss, {str(batch.objective.value): loss.detach() * len(self.objectives)}
 
     def replicate(self) -> "AdapterTask":

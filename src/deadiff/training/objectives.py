@@ -53,11 +53,31 @@ def keep_text(text: Tensor, empty: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept[:, None, None], text, empty.to(text.dtype))
 
 
-def diffusion_loss(predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, schedule) -> Tensor:
-    """Plain mean squared error against the schedule's own target: noise (SD 1.5, the paper) or velocity (icons).
+def plain_weights(signal_to_noise: Tensor, velocity: bool) -> Tensor:
+    """Every noise level counts the same (the paper)."""
+    return torch.ones_like(signal_to_noise)
 
-    predicted, latents, noise (B, Z, h, w); `schedule` is a diffusers scheduler with `get_velocity`.
+
+def min_snr_weights(signal_to_noise: Tensor, velocity: bool) -> Tensor:
+    """min(SNR, 5) / SNR, or / (SNR + 1) for velocity: almost clean levels count less (Hang et al. 2023, arXiv 2303.09556)."""
+    capped = signal_to_noise.clamp(max=5.0)
+    return capped / (signal_to_noise + 1) if velocity else capped / signal_to_noise.clamp(min=1e-8)
+
+
+LOSS_WEIGHTS = {"plain": plain_weights, "min_snr": min_snr_weights}
+
+
+def diffusion_loss(
+    predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, schedule, weighting: str = "plain"
+) -> Tensor:
+    """Mean squared error against the schedule's own target: noise (SD 1.5, the paper) or velocity (icons).
+
+    predicted, latents, noise (B, Z, h, w); `schedule` is a diffusers scheduler with `get_velocity`; weighting: of LOSS_WEIGHTS.
     """
     velocity = schedule.config.prediction_type == "v_prediction"
     target = schedule.get_velocity(latents, noise, timesteps) if velocity else noise
-    return F.mse_loss(predicted.float(), target.float())
+    if weighting == "plain":
+        return F.mse_loss(predicted.float(), target.float())
+    signal = schedule.alphas_cumprod.to(timesteps.device)[timesteps]  # (B,)
+    weights = LOSS_WEIGHTS[weighting](signal / (1 - signal), velocity)
+    return (weights * F.mse_loss(predicted.float(), target.float(), reduction="none").mean((1, 2, 3))).mean()
