@@ -1,0 +1,127 @@
+"""The references of an evaluation: chosen by rule, copied beside the results, so that a run folder is complete in itself."""
+
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deadiff.errors import ConfigError, DataError
+from deadiff.evaluation.design import EvalRecipe, ReferenceRecipe
+from deadiff.references import Reference
+
+SEEN, UNSEEN, GIVEN = "seen style", "unseen style", "given"
+INDEX = "references.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleReference:
+    """One reference and what is known of it; what is not known is empty."""
+
+    name: str  # also its file's, without .png
+    kind: str = GIVEN
+    style: str = ""  # the style's class: the rendition, or for plain art the set
+    words: str = ""  # the style in words, for the method that has no reference
+    subject: str = ""  # the subject's class (hexcode)
+    label: str = ""  # the subject in words
+
+
+def reference_set(recipe: EvalRecipe, out: Path, data: Path | None = None) -> list[StyleReference]:
+    """OUT/references/: those chosen before, or chosen now from files or from the data set. Raises ConfigError or DataError."""
+    folder = out / "references"
+    wanted = json.loads(json.dumps(asdict(recipe.references)))
+    if (folder / INDEX).is_file():
+        kept = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if kept["recipe"] != wanted or kept["avoided"] != sorted(set(recipe.prompts.values())):
+            raise ConfigError(f"'{out}' holds an evaluation with other references or prompts: choose another folder with --out")
+        return [StyleReference(**item) for item in kept["references"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = list(_from_files(recipe, folder)) if recipe.references.files else _from_data(recipe, folder, data)
+    index = {"recipe": wanted, "avoided": sorted(set(recipe.prompts.values())), "references": [asdict(r) for r in chosen]}
+    partial = folder / f".{INDEX}.partial"
+    partial.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(folder / INDEX)
+    return chosen
+
+
+def picture_path(out: Path, reference: StyleReference) -> Path:
+    return out / "references" / f"{reference.name}.png"
+
+
+def _from_files(recipe: EvalRecipe, folder: Path) -> Iterator[StyleReference]:
+    """Files in the order of the patterns, read as carefully as any stranger's picture."""
+    paths = [path for pattern in recipe.references.files for path in sorted(recipe.folder.glob(pattern))]
+    if not paths:
+        raise ConfigError(f"no file fits {', '.join(recipe.references.files)} in '{recipe.folder}': expected reference pictures")
+    for number, path in enumerate(dict.fromkeys(paths), 1):
+        name = f"{number:02d}-{path.stem}"
+        Reference(path).picture.save(folder / f"{name}.png")
+        yield StyleReference(name=name, label=path.stem)
+
+
+def _from_data(recipe: EvalRecipe, folder: Path, data: Path | None) -> list[StyleReference]:
+    """Held-out pictures of the icons data: as many styles as possible, subjects that no prompt names, none twice."""
+    if data is None or not data.is_dir():
+        raise DataError(
+            f"the references are chosen from the icons data, and '{data}' is no folder: build it with `deadiff data icons` "
+            f"and name it with --data"
+        )
+    from deadiff.data.captions import plain_label, style_phrases
+    from deadiff.data.store import PARTS, decode_png, encode_png, read_rows, shards
+
+    columns = ["subject", "label", "set", "rendition", "palette", "split", "reference_holdout", "sha256"]
+    places = [(shard, i, row) for shard in shards(data, PARTS) for i, row in enumerate(read_rows(shard, columns))]
+    avoided = {subject for subject in recipe.prompts.values() if subject}
+    taken: set[str] = set()
+    found = []
+    for kind, count in ((SEEN, recipe.references.seen), (UNSEEN, recipe.references.unseen)):
+        pool = [place for place in places if _kind(place[2]) == kind and place[2]["subject"] not in avoided]
+        for shard, index, row in _one_of_each_style(pool, count, recipe.references, taken):
+            style = row["set"] if row["rendition"] == "plain" else row["rendition"]
+            label = plain_label(row["label"])
+            name = f"{len(found) + 1:02d}-{style}-{'-'.join(label.split())[:24]}".replace("'", "")
+            (folder / f"{name}.png").write_bytes(encode_png(decode_png(read_rows(shard, ["image"])[index]["image"]["bytes"])))
+            words = style_phrases(row["set"], row["rendition"])[0]
+            found.append(StyleReference(name=name, kind=kind, style=style, words=words, subject=row["subject"], label=label))
+    if len(found) < recipe.references.seen + recipe.references.unseen:
+        shutil.rmtree(folder)
+        raise DataError(
+            f"'{data}' holds only {len(found)} fitting references of {recipe.references.seen + recipe.references.unseen}: "
+            f"build more subjects or renditions, or ask for fewer"
+        )
+    return found
+
+
+def _kind(row: dict[str, Any]) -> str | None:
+    """Seen: a style that training knows, in a picture that it never showed as a reference."""
+    if row["split"] == "unseen_style":
+        return UNSEEN
+    return SEEN if row["reference_holdout"] else None
+
+
+def _one_of_each_style(pool: list[Any], count: int, recipe: ReferenceRecipe, taken: set[str]) -> Iterator[Any]:
+    """Styles in turn, in the order of a lot; in each style the pictures in the order of another lot; no subject twice."""
+
+    def lot(*names: str) -> str:
+        return hashlib.sha256("|".join((str(recipe.lot), *names)).encode()).hexdigest()
+
+    by_style: dict[str, list[Any]] = defaultdict(list)
+    for place in pool:
+        row = place[2]
+        by_style[row["set"] if row["rendition"] == "plain" else row["rendition"]].append(place)
+    for style, places in by_style.items():
+        places.sort(key=lambda place: lot(style, place[2]["set"], place[2]["subject"], place[2]["sha256"]))
+    order = sorted(by_style, key=lot)
+    while count > 0 and any(by_style.values()):
+        for style in order:
+            places = by_style[style]
+            while places and places[0][2]["subject"] in taken:
+                places.pop(0)
+            if places and count > 0:
+                place = places.pop(0)
+                taken.add(place[2]["subject"])
+                count -= 1
+                yield place
