@@ -59,7 +59,7 @@ class ClipEncoder:
 
     def __init__(self, model: CLIPModel, tokenizer: Any, name: str = "clip") -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
-        self.size = model.config.vision_config.image_size
+        self.size: int = model.config.vision_config.image_size  # pyright: ignore
 
     @classmethod
     def from_pretrained(cls, name: str = "openai/clip-vit-large-patch14") -> "ClipEncoder":
@@ -81,7 +81,7 @@ class ClipEncoder:
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
     def _text_features(self, texts: Sequence[str]) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
+        length = self.model.config.text_config.max_position_embeddings  # pyright: ignore
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         pooled = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
@@ -134,7 +134,7 @@ class CsdEncoder:
 
     def __init__(self, tower: CLIPVisionModel, style_head: Tensor, name: str = "csd") -> None:
         self.tower, self.style_head, self.name = tower.eval(), style_head, name  # head: (W, P)
-        self.size = tower.config.image_size
+        self.size: int = tower.config.image_size  # pyright: ignore
 
     @classmethod
     def from_file(cls, path: Path | str) -> "CsdEncoder":
@@ -310,8 +310,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _options_of_training() -> list[Any]:
     """Of CSD's checkpoint: argparse.Namespace and numpy numbers."""
-    multiarray = getattr(np, "_core", None) or np.core  # numpy 2 has moved it
-    scalar = multiarray.multiarray.scalar
+    scalar = getattr(np, "_core" if hasattr(np, "_core") else "core").multiarray.scalar  # numpy 2 has moved it
     return [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), (scalar, "numpy.core.multiarray.scalar"), scalar]
 
 

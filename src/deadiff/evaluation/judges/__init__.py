@@ -125,7 +125,8 @@ def read_table(folder: Path) -> dict[str, Any]:
 
 
 def network_config(table: dict[str, Any]) -> NetworkConfig:
-    return NetworkConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+    return NetworkConfig(**values)
 
 
 def _load(net: nn.Module, path: Path) -> None:
