@@ -1,8 +1,8 @@
 """The six figures of the icons model: what it must show on held-out data, with 95 % intervals.
 
-Prompts and references are drawn by lot from the held-out splits, never picked: a reference of a seen style is a picture that training
-never showed as a reference, and the prompt's subject is one that training never saw in that style; unseen styles are the held-out
-sets and renditions. Each figure stands beside the accuracy of the judge that made it, on real pictures.
+Prompts and references are drawn by lot from the held-out splits, never picked: a reference of a seen style is a picture that
+training never saw, and the prompt's subject is one that training never saw in that style; unseen styles are the held-out sets and
+renditions. Each figure stands beside the accuracy of the judge that made it, on real pictures.
 """
 
 import hashlib
@@ -299,7 +299,10 @@ def leaked(judges: Judges, art: HeldOut, parts: Sequence[tuple[Sequence[Draw], n
     shown = _numbers(judges, (art.rows[d.style]["subject"] for d in wanted if d.style is not None))
     asked = _numbers(judges, (d.subject for d in wanted))
     groups = [f"{d.style}" for d in wanted], [d.prompt for d in wanted]
-    found, floor = (leakage(judges.subject(np.concatenate([part[which] for part in parts])), asked, shown) for which in (1, 2))
+    found, floor = (
+        leakage(judges.subject(np.concatenate(pictures)), asked, shown)
+        for pictures in ([drawn for _, drawn, _ in parts], [plain for _, _, plain in parts])
+    )
     return {
         "reference's subject named": _figure(0.03, False, intervals.mean(found.reference.astype(float), *groups)),
         "without the reference": _figure(None, False, intervals.mean(floor.reference.astype(float), *groups)),
@@ -354,9 +357,8 @@ def sheet_rows(judges: Judges, art: HeldOut, wanted: Sequence[Draw], pictures: n
         references = [(art.picture(n), f"{role}: {style_name(art.rows[n])}") for n, role in ((style, "style"), (content, "content"))
                       if n is not None]  # fmt: skip
         shown = [(Image.fromarray(pictures[i]), _said(judges, wanted[i], int(seen[i]))) for i in members]
-        rows.append(
-            SheetRow(prompt=f"{title}: {', '.join(wanted[i].label for i in members)}", references=references, pictures=shown)
-        )
+        asked = ", ".join(wanted[i].label for i in members)
+        rows.append(SheetRow(prompt=f"{title}: {asked}", references=references, pictures=shown))
     return rows
 
 
