@@ -79,11 +79,29 @@ ROUTES: dict[str, dict[str, Role]] = {
 }
 
 
+def _between(paths: list[str], first: int, last: int) -> dict[str, str]:
+    """Content enters the layers `first` to `last`, counted in execution order from 0 as the paper counts them."""
+    return {p: (Role.CONTENT if first <= i <= last else Role.STYLE).value for i, p in enumerate(paths)}
+
+
+# The embedded model's layers routed otherwise: rivals and ablations (recipes/rivals), never defaults.
+ABLATIONS: dict[str, dict[str, str]] = {
+    "icons-both": dict.fromkeys(_ICONS, BOTH),  # no disentangling: every layer reads both roles
+    "icons-style": dict.fromkeys(_ICONS, Role.STYLE.value),  # coarse set empty; IP-Adapter's and BLIP-Diffusion's way
+    "icons-content": dict.fromkeys(_ICONS, Role.CONTENT.value),  # coarse set of all layers: nobody reads style
+    "icons-content-0-3": _between(_ICONS, 0, 3),
+    "icons-content-9-15": _between(_ICONS, 9, 15),
+}
+
+
 def resolve_routes(routes: str | Mapping[str, str]) -> dict[str, str]:
     """A table's name or a table of one's own (path -> "style" | "content" | "both") -> a checked table. Raises ConfigError."""
     if isinstance(routes, str):
+        if routes in ABLATIONS:
+            return dict(ABLATIONS[routes])
         if routes not in ROUTES:
-            raise ConfigError(f"no route table is called {routes!r}: expected {', '.join(ROUTES)}, or a table of path -> role")
+            known = ", ".join([*ROUTES, *ABLATIONS])
+            raise ConfigError(f"no route table is called {routes!r}: expected {known}, or a table of path -> role")
         return {path: role.value for path, role in ROUTES[routes].items()}
     allowed = [*(role.value for role in Role), BOTH]
     for path, role in routes.items():

@@ -1,8 +1,8 @@
-"""Stage 5: the DEADiff adapter. The base is frozen; image K/V, Q-Formers with their queries and projections learn from pairs."""
+"""Stage 6: the DEADiff adapter. The base is frozen; image K/V, Q-Formers with their queries and projections learn from pairs."""
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deadiff.adapter import DEADiffAdapter, Tokens
+from deadiff.errors import ConfigError
 from deadiff.training.base import even_timesteps
 from deadiff.training.loop import Task
 from deadiff.training.objectives import Live, Objective, diffusion_loss, keep_text, live_parts
@@ -24,10 +25,33 @@ from deadiff.training.samples import to_pixels
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterTrainingConfig:
-    """Which tasks, how often, and what is dropped."""
+    """Which tasks, how often, and what is dropped. Defaults: the paper's; the rest are switches for rivals and ablations."""
 
     objectives: tuple[str, ...] = ("stre", "sere", "reconstruction")  # taken in turn: 1:1:1
     text_drop: float = 0.1  # share of the paired samples whose prompt is empty
+    paired: bool = True  # False: the reference is the target itself, and its caption the prompt (reconstructive training)
+    train_image_kv: bool = True  # False: image tokens go through the text's keys and values, as words do (T2I-Adapter's way)
+    adapter: dict[str, Any] = field(default_factory=dict)  # SWITCHES of the AdapterConfig: routes, attention, instructions
+
+    def __post_init__(self) -> None:
+        names = [objective.value for objective in Objective]
+        if not self.objectives or (unknown := [name for name in self.objectives if name not in names]):
+            got = repr(unknown[0]) if self.objectives else "empty"
+            raise ConfigError(f"objectives: {got}; expected some of {', '.join(names)}")
+        if not 0 <= self.text_drop < 1:
+            raise ConfigError(f"text_drop is {self.text_drop}: expected a share below 1")
+        if unknown := sorted(self.adapter.keys() - SWITCHES):
+            raise ConfigError(f"[model.adapter] has {unknown[0]!r}: expected some of {', '.join(sorted(SWITCHES))}")
+
+
+SWITCHES = {"routes", "attention", "instructions"}  # what the same weights can be run with: none of them changes a shape
+
+
+def switched(adapter: DEADiffAdapter, changes: dict[str, Any]) -> DEADiffAdapter:
+    """The same weights under another route table, attention or instruction. Raises ConfigError for values that do not fit."""
+    if not changes:
+        return adapter
+    return DEADiffAdapter.from_weights(replace(adapter.config, **changes), adapter.state_dict())
 
 
 class Pairs(NamedTuple):
@@ -81,6 +105,7 @@ class AdapterTask(Task):
         self.empty = tokenize(tokenizer, [""])  # (1, T) ids of the empty prompt
         self.text_encoder, self.tokenizer = text_encoder.requires_grad_(False).eval(), tokenizer
         self.unet = unet.requires_grad_(False).eval()
+        adapter.image_kv.requires_grad_(config.train_image_kv)
         adapter.inject(self.unet)
         self.modules: dict[str, nn.Module] = {"adapter": adapter.train()}
 

@@ -93,8 +93,10 @@ class IconArt:
         said = [words[int(rng.integers(len(words)))] for words in phrases]
         return self.pictures[chosen], said, [with_article(plain_label(row["label"])) for row in rows]
 
-    def for_adapter(self, objective: Objective, draw: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """References, latents of their targets, captions of the targets.
+    def for_adapter(
+        self, objective: Objective, draw: int, count: int, paired: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """References, latents of their targets, captions of the targets; not `paired`: the reference is the target itself.
 
         STRE captions mostly leave the style to the reference; SERE captions name the style of the target in half of the cases.
         """
@@ -102,7 +104,7 @@ class IconArt:
         targets, references = [], []
         while len(targets) < count:
             target = int(self.choose(rng, 1)[0])
-            reference = self.reference_for(objective, target, rng)
+            reference = self.reference_for(objective if paired else Objective.RECONSTRUCTION, target, rng)
             if reference is not None:
                 targets.append(target)
                 references.append(reference)

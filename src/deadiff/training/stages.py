@@ -8,6 +8,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from deadiff.data.captions import plain_label, style_phrases
 from deadiff.embedded import pipeline_of, save_embedded
 from deadiff.errors import ConfigError, DataError
 from deadiff.extractor import Preprocess
-from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig
+from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig, switched
 from deadiff.training.alignment import AlignmentTask
 from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, fitted_autoencoder
 from deadiff.training.base import SCHEDULE, BaseConfig, BaseTask
@@ -38,6 +39,7 @@ from deadiff.training.meanings import common_words, meanings, teacher_folder
 from deadiff.training.reader import ReaderConfig, ReaderTask, train_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
+START = "start.txt"  # in a run folder: the run that it builds on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +80,44 @@ def build(kind: type, table: dict[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
 
 
-def run_stage(recipe: Recipe, data: Path, run: Path, minutes: float | None = None, report: Report | None = None) -> Path:
-    """Train one stage to its end (or for `minutes`) and save what it made in run/STAGE. Returns that folder."""
+def run_stage(
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    minutes: float | None = None,
+    report: Report | None = None,
+    *,
+    start: Path | None = None,
+    samples: int | None = None,
+    art: IconArt | None = None,
+) -> Path:
+    """Train one stage to its end (or for `minutes`) and save what it made in run/STAGE. Returns that folder.
+
+    start: another run, whose stages serve where this run has none of its own. samples: how many in all, instead of the recipe's
+    steps. art: the data, where the caller has read it already.
+    """
     loop = build(LoopConfig, recipe.loop, f"[loop] of {recipe.stage}")
+    if samples is not None:
+        loop = shortened(loop, samples)
     torch.manual_seed(loop.seed)  # the initial weights: nothing later draws from the global generator
-    art = IconArt(data, loop.seed, recipe.plain_share)
+    art = art or IconArt(data, loop.seed, recipe.plain_share)
     folder = run / recipe.stage
     folder.mkdir(parents=True, exist_ok=True)
+    if start is not None:
+        (run / START).write_text(str(start.resolve()) + "\n")
     make, finish = STAGES[recipe.stage]
     task = make(recipe, art, run)
     train(task, loop, folder, minutes, report)
     finish(task, art, folder)
     return folder
+
+
+def shortened(loop: LoopConfig, samples: int) -> LoopConfig:
+    """The same loop for another number of samples; the decay keeps its share of the steps."""
+    steps = max(1, samples // loop.batch_size)
+    return replace(
+        loop, steps=steps, warmup_steps=min(loop.warmup_steps, steps // 4), decay_steps=loop.decay_steps * steps // loop.steps
+    )
 
 
 def _autoencoder(recipe: Recipe, art: IconArt, run: Path) -> Task:
@@ -169,8 +197,17 @@ def _alignment(recipe: Recipe, art: IconArt, run: Path) -> Task:
     text_encoder, tokenizer = _read(run)
     unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
     eye = CLIPVisionModel.from_pretrained(_made(run, "eye", "image_encoder"))
-    config = replace(icons_adapter_config(text_encoder, eye), **recipe.model)
-    return AlignmentTask(DEADiffAdapter.from_base(unet, eye, config), text_encoder, tokenizer, art.for_alignment)
+    model = dict(recipe.model)
+    draw = art.for_alignment if model.pop("roles", True) else partial(whole_captions, art)
+    config = replace(icons_adapter_config(text_encoder, eye), **model)
+    return AlignmentTask(DEADiffAdapter.from_base(unet, eye, config), text_encoder, tokenizer, draw)
+
+
+def whole_captions(art: IconArt, draw: int, count: int) -> tuple[np.ndarray, list[str], list[str]]:
+    """For readers without roles: every token learns to say subject and style together."""
+    pictures, styles, subjects = art.for_alignment(draw, count)
+    said = [f"{subject}, {style}" for style, subject in zip(styles, subjects, strict=True)]
+    return pictures, said, said
 
 
 def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
@@ -178,12 +215,13 @@ def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
     training = build(AdapterTrainingConfig, recipe.model, "[model]")
     text_encoder, tokenizer = _read(run)
     unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
-    adapter = DEADiffAdapter.from_pretrained(_made(run, "alignment", "adapter"))
+    adapter = switched(DEADiffAdapter.from_pretrained(_made(run, "alignment", "adapter")), training.adapter)
     vae = _vae(run)
     scaling = vae.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
     unet.to(torch.bfloat16 if recipe.loop.get("precision", "bf16") == "bf16" else torch.float32)  # pyright: ignore
     schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
-    return AdapterTask(training, adapter, unet, text_encoder, tokenizer, schedule, scaling, art.for_adapter)
+    draw = partial(art.for_adapter, paired=training.paired)
+    return AdapterTask(training, adapter, unet, text_encoder, tokenizer, schedule, scaling, draw)
 
 
 def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> AdapterConfig:
@@ -249,6 +287,8 @@ def pack(run: Path, out: Path, provenance: dict[str, str]) -> int:
 
 def _made(run: Path, stage: str, name: str) -> Path:
     path = run / stage / name
+    if not path.exists() and (run / START).is_file():
+        return _made(Path((run / START).read_text().strip()), stage, name)
     if not path.exists():
         raise DataError(f"'{path}' is missing: train the {stage} stage into '{run}' first")
     return path
