@@ -1,0 +1,77 @@
+"""How the page looks: system fonts, no file from elsewhere, readable in light and dark, one column on a phone."""
+
+from typing import Any
+
+STYLE = """
+.gradio-container {max-width: 1280px !important; margin: 0 auto;}
+.title h1 {margin: 0; font-size: 1.4rem;} .title p {margin: 0; opacity: .75;}
+.said {margin: .4rem 0;}
+.wrong {margin: .4rem 0; padding: .6rem .8rem; border-left: 4px solid #c62828; background: rgba(198, 40, 40, .12);
+  overflow-wrap: anywhere;}
+progress {width: 100%; height: .7rem; accent-color: #3b6fd4;}
+.looks {display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 8px; margin-top: .5rem;}
+.looks img {width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; background: rgba(128, 128, 128, .12);}
+.recipe {display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .4rem 0; font-size: .9rem;}
+.recipe dt {opacity: .7;} .recipe dd {margin: 0; overflow-wrap: anywhere;}
+.lesson {padding: .4rem .2rem;} .lesson h2 {margin: 0 0 .4rem; font-size: 1.1rem;}
+.lesson ol {padding-left: 1.3rem; list-style: decimal;} .lesson li {margin: .25rem 0;}
+#example-buttons {display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 6px;}
+.example img {width: 40px !important; height: 40px !important; border-radius: 6px;}
+.example {display: flex; flex-direction: row; justify-content: flex-start !important; text-align: left; font-size: .85rem;
+  line-height: 1.15; gap: 6px;}
+button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible
+  {outline: 3px solid #3b6fd4 !important; outline-offset: 2px;}
+@media (max-width: 640px) {
+  .gradio-container {padding: 8px !important;}
+  #sides {flex-direction: column;}
+  #go {position: sticky; bottom: 0; z-index: 20; padding: 6px 0; background: var(--body-background-fill);}
+}
+"""
+
+# The browser itself holds the page to what is promised: nothing is loaded from, or sent to, anywhere but this app.
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio's page starts inline and builds its handlers at run time
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self' data: blob:",
+        "worker-src 'self' blob:",
+        "frame-ancestors 'self'",
+        "form-action 'self'",
+        "base-uri 'self'",
+        "object-src 'none'",
+    )
+)
+HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def theme() -> Any:
+    """Gradio's plainest theme in the system's own fonts: GoogleFont would fetch them."""
+    import gradio as gr
+
+    sans = [gr.themes.Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")]
+    mono = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
+    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono)
+
+
+class SafeHeaders:
+    """ASGI middleware: HEADERS on every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
