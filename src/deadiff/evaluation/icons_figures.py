@@ -354,8 +354,8 @@ def sheet_rows(judges: Judges, art: HeldOut, wanted: Sequence[Draw], pictures: n
         groups.setdefault((d.style, d.content), []).append(i)
     rows = []
     for (style, content), members in list(groups.items())[:SHEET_ROWS]:
-        references = [(art.picture(n), f"{role}: {style_name(art.rows[n])}") for n, role in ((style, "style"), (content, "content"))
-                      if n is not None]  # fmt: skip
+        roles = [(n, role) for n, role in ((style, "style"), (content, "content")) if n is not None]
+        references = [(art.picture(n), f"{role}: {style_name(art.rows[n])}") for n, role in roles]
         shown = [(Image.fromarray(pictures[i]), _said(judges, wanted[i], int(seen[i]))) for i in members]
         asked = ", ".join(wanted[i].label for i in members)
         rows.append(SheetRow(prompt=f"{title}: {asked}", references=references, pictures=shown))

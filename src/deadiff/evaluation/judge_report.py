@@ -157,9 +157,11 @@ def pack(run: Path, data: Path, out: Path) -> dict[str, Any]:
     judges.styles, judges.centroids = style_centroids(features, [shaping[n] for n in numbers if n in shaping])
     judges = _renewed(judges)
 
-    # every other picture calibrates, the rest is measured
+    # every other picture calibrates, the rest is measured; a style without a centroid cannot be told
+    known = set(judges.styles)
+    testing &= np.array([style_name(row) in known for row in rows])
     pictures, rows = pictures[testing], [row for row, test in zip(rows, testing, strict=True) if test]
-    groups = [tests[n] for n in numbers if n in tests]
+    groups = [tests[n] for n, test in zip(numbers, testing, strict=True) if test]
     half = np.array([lot(row, "calibration") < 0.5 for row in rows])
     _calibrate(judges, pictures[half], [row for row, h in zip(rows, half, strict=True) if h])
     kept = np.flatnonzero(~half)
