@@ -158,14 +158,15 @@ def spaced(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def read_eval_recipe(path: Path) -> EvalRecipe:
-    """Raises ConfigError, in one line, for a file that cannot be read, is not TOML or has unknown keys."""
+def read_eval_recipe(path: Path, also: Sequence[str] = ()) -> EvalRecipe:
+    """Raises ConfigError, in one line, for a file that cannot be read, is no TOML or has unknown keys; `also`: keys of others."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe '{path}' cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe '{path}' is not TOML: {error}") from error
+    table = {name: value for name, value in table.items() if name not in also}
     prompts = table.get("prompts", {})
     table["prompts"] = dict.fromkeys(prompts, "") if isinstance(prompts, list) else prompts
     for name, kind in (("references", ReferenceRecipe), ("strength", StrengthRecipe), ("claims", Claims)):
