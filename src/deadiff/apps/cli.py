@@ -136,3 +136,7 @@ def quiet() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.WARNING)
         logger.propagate = False
+
+
+if __name__ == "__main__":  # accelerate launch -m deadiff.apps.cli train ...
+    main()

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from deadiff.adapter import DEADiffAdapter
 from deadiff.errors import ConfigError, DataError, MissingExtraError
 from deadiff.recipe import fingerprint
+from deadiff.training.adapter import switched
 from deadiff.training.adapter_recipe import AdapterRecipe, ScaleConfig
 from deadiff.training.adapter_step import AdapterStep, Sample
 from deadiff.training.average import Average, put, seeded, whole
@@ -86,14 +87,14 @@ class Training:
         dtype = DTYPES[self.config.precision]
 
         self.base = (base or load_base(recipe.base, dtype)).to(self.device)
-        self.adapter = start_adapter(recipe, self.base).to(self.device)
+        self.adapter = switched(start_adapter(recipe, self.base), recipe.model.adapter).to(self.device)
         if self.config.gradient_checkpointing:
             self.base.unet.enable_gradient_checkpointing()
-        self.features = Features(self.base, self.adapter, source)
+        self.features = Features(self.base, self.adapter, source, recipe.model.paired)
         if cache is not None:
             self._fill_caches(cache)
         empty = {name: value.float() for name, value in self.base.read_text([""]).items()}
-        select_trained(self.adapter, self.config.train_ln_vision)
+        select_trained(self.adapter, self.config.train_ln_vision, recipe.model.train_image_kv)
         optimizer = torch.optim.AdamW(
             [p for p in self.adapter.parameters() if p.requires_grad],
             lr=self.config.learning_rate, betas=self.config.betas, weight_decay=self.config.weight_decay,

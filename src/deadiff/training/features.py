@@ -25,14 +25,16 @@ Tick = Callable[[str, int, int], object]  # kind, rows done, rows to do in all
 class Features:
     """Draws of a source as samples. Without `open_caches` every draw runs the encoders."""
 
-    def __init__(self, base: Base, adapter: DEADiffAdapter, source: Source) -> None:
+    def __init__(self, base: Base, adapter: DEADiffAdapter, source: Source, paired: bool = True) -> None:
         self.base, self.adapter, self.source = base, adapter, source
+        self.paired = paired  # False: the reference is the target itself (the ablation)
         self.caches: dict[str, FeatureCache] = {}
 
     def sample(self, objective: Objective, draw_number: int, count: int, source: Source | None = None) -> Sample:
         """The features of one draw, on the CPU where they are cached and on the base's device otherwise."""
         source = source or self.source
         references, targets, captions = source.numbers(objective, draw_number, count)
+        references = references if self.paired else targets
         said = self.text(captions)
         return Sample(objective, self.vision(references, source), self.latents(targets, source), said["text"], said.get("pooled"))
 

@@ -70,8 +70,8 @@ def start_from_blip_diffusion(adapter: DEADiffAdapter, path: Path) -> None:
         extractor.load_state_dict({**own, **weights})
 
 
-def select_trained(adapter: DEADiffAdapter, train_ln_vision: bool = True) -> dict[str, nn.Parameter]:
-    """Let image K/V, Q-Formers with their queries, projections and, if asked, ln_vision learn, and nothing else.
+def select_trained(adapter: DEADiffAdapter, train_ln_vision: bool = True, train_image_kv: bool = True) -> dict[str, nn.Parameter]:
+    """Let Q-Formers with their queries, projections and, as asked, image K/V and ln_vision learn, and nothing else.
 
     What no gradient can reach stays as it is: after the Q-Former's last layer nobody reads the word, so the feed-forward of its
     tokens there has no effect. Returns name -> parameter.
@@ -82,7 +82,7 @@ def select_trained(adapter: DEADiffAdapter, train_ln_vision: bool = True) -> dic
         )
     adapter.requires_grad_(False)
     for kv in adapter.image_kv.parameters():
-        kv.requires_grad_(True)
+        kv.requires_grad_(train_image_kv)
     last = adapter.config.qformer.get("num_hidden_layers", 12) - 1
     for role, extractor in adapter.extractors.items():
         told = bool(adapter.config.instructions[role])

@@ -8,6 +8,7 @@ import numpy as np
 
 from deadiff.data.pair_index import PAIRED, RECONSTRUCTION
 from deadiff.data.pair_source import PairSource
+from deadiff.data.picture_store import square
 from deadiff.training.icon_art import IconArt
 from deadiff.training.objectives import Objective
 from deadiff.training.samples import rng_of
@@ -72,8 +73,8 @@ class PairedPictures:
 class IconPairs:
     """The icons data set: the same draws as IconArt.for_adapter, by number."""
 
-    def __init__(self, art: IconArt) -> None:
-        self.art = art
+    def __init__(self, art: IconArt, size: int | None = None) -> None:
+        self.art, self.size = art, size
         self.fingerprint = hashlib.sha256("".join(row["sha256"] for row in art.rows).encode()).hexdigest()
 
     def numbers(self, objective: Objective, draw_number: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -95,7 +96,8 @@ class IconPairs:
         return []
 
     def picture(self, number: int) -> np.ndarray:
-        return self.art.pictures[number]
+        whole = self.art.pictures[number]
+        return whole if self.size is None else square(whole, self.size)
 
     def sha256(self, number: int) -> str:
         return self.art.rows[number]["sha256"]
@@ -104,5 +106,5 @@ class IconPairs:
 def open_source(data: Path, pairs: Path | None = None, *, seed: int = 0, size: int | None = None) -> Source:
     """Pairs where the folder has an index of them, else the icons data set as it is built. Raises DataError."""
     if pairs is None and not (data / "pairs" / "pairs.json").is_file() and (data / "plain").is_dir():
-        return IconPairs(IconArt(data, seed))
+        return IconPairs(IconArt(data, seed), size)
     return PairedPictures(data, pairs, seed=seed, size=size)
