@@ -24,7 +24,8 @@ from deadiff.errors import CheckpointError
 from deadiff.evaluation.judge_training import Row, style_name
 from deadiff.evaluation.judges import Judges, network_config, read_table, style_centroids
 from deadiff.evaluation.judges.networks import StyleNet, SubjectNet
-from deadiff.evaluation.metrics import calibration_error, top
+from deadiff.evaluation.metrics import calibration_error, dino_leakage, gram_distance, kid, leakage, picture_similarity, top
+from deadiff.training.loop import latest_checkpoint
 
 MOST = 1600  # pictures of a group
 CENTROID_PICTURES = 100  # of each style
@@ -115,6 +116,57 @@ def _accuracy(probabilities: np.ndarray, target: np.ndarray) -> dict[str, float]
         "top5": round(float(top(probabilities, target, 5).mean()), 4),
         "ece": round(calibration_error(probabilities, target), 4),
     }
+
+
+def baselines(judges: Judges, data: Path, pairs: int = 300, features: Any = None) -> dict[str, dict[str, float]]:
+    """Trivial answers scored by every metric, so that each is seen to reward what it should; all of them real pictures.
+
+    A pair is a reference by lot and, as what a perfect model would draw, a picture of the same style and another subject, which
+    is the prompt's. Answers: the true picture, the reference pasted back, any other picture. features: a MobileNetEncoder, for
+    the metrics of CLIP-I's, DINO's and KID's make and for Gram; without one these are left out.
+    """
+    rows = all_rows(data)
+    tests, _ = choose(rows)
+    known = set(judges.subjects)
+    pool = sorted((i for i in tests if rows[i]["subject"] in known), key=lambda i: lot(rows[i], "pair"))
+    by_style: dict[str, list[int]] = {}
+    for i in pool:
+        by_style.setdefault(style_name(rows[i]), []).append(i)
+    chosen = []
+    for place, i in enumerate(pool):
+        alike = [j for j in by_style[style_name(rows[i])] if rows[j]["subject"] != rows[i]["subject"]]
+        if alike and len(chosen) < pairs:
+            chosen.append((i, alike[place % len(alike)], pool[(place + len(pool) // 2) % len(pool)]))
+    numbers = sorted({i for triple in chosen for i in triple})
+    pictures, _ = read_chosen(data, numbers)
+    place_of = {number: place for place, number in enumerate(numbers)}
+    references, true, others = (np.array([place_of[triple[k]] for triple in chosen]) for k in range(3))
+    subject = np.array([judges.subject_number(rows[i]["subject"]) for i in numbers])
+    style = np.array([judges.style_number(style_name(rows[i])) for i in numbers])
+    seen, drawn, styles = judges.subject(pictures), judges.style(pictures), judges.style_features(pictures)
+    deep = features.pictures(pictures) if features is not None else None
+    maps = features.maps(pictures) if features is not None else []
+
+    table = {}
+    for name, answers in {"the true picture": true, "the reference pasted back": references, "a random picture": others}.items():
+        leaks = leakage(seen[answers], subject[true], subject[references])
+        table[name] = {
+            "style like the reference's (SS)": picture_similarity(styles[answers], styles[references]).mean(),
+            "style named": top(drawn[answers], style[references]).mean(),
+            "probability of the prompt's subject (TA)": seen[answers, subject[true]].mean(),
+            "prompt's subject named": leaks.prompt.mean(),
+            "reference's subject named": leaks.reference.mean(),
+            "reference's subject preferred": leaks.preferred.mean(),
+        }
+        if deep is not None:
+            table[name] |= {
+                "cosine with the reference (as CLIP-I)": picture_similarity(deep[answers], deep[references]).mean(),
+                "excess over other references (as DINO leakage)": dino_leakage(deep[answers], deep[references]).mean(),
+                "Gram distance to the reference": gram_distance([m[answers] for m in maps], [m[references] for m in maps]).mean(),
+                "KID to the true pictures": kid(deep[answers], deep[true], 20, len(chosen) // 2)[0],
+            }
+        table[name] = {column: round(float(value), 4) for column, value in table[name].items()}
+    return table
 
 
 def best_scale(logits: np.ndarray, target: np.ndarray, scales: Iterable[float]) -> float:
@@ -226,7 +278,8 @@ def _judge_table(run: Path, name: str) -> dict[str, Any]:
 
 
 def _trained(folder: Path) -> dict[str, Any]:
-    """Samples seen and the last line of the curve."""
+    """Samples seen, by the newest checkpoint, and the last loss of the curve."""
     loop, lines = json.loads((folder / "loop.json").read_text()), (folder / "curve.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1]) if lines else {"step": 0}
-    return {"samples": last["step"] * loop["batch_size"], "steps": last["step"], "loss": last.get("loss")}
+    newest = latest_checkpoint(folder)
+    steps = int(newest.stem.rpartition("-")[2]) if newest else 0
+    return {"samples": steps * loop["batch_size"], "steps": steps, "loss": json.loads(lines[-1])["loss"] if lines else None}

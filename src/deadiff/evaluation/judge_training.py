@@ -5,7 +5,7 @@
     python -m deadiff.evaluation.judge_training --data data/icons --run runs/judges --pack OUT
 
 The first two go on from their last checkpoint; the last measures both on pictures that neither learned from and writes the folder
-that `load_judges` reads. B pictures, S side in pixels.
+that `load_judges` reads. `--baselines` scores trivial answers with the judges of the package. B pictures, S side in pixels.
 """
 
 import argparse
@@ -304,11 +304,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/judges"), help="the run folder; a killed run goes on from here")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
     parser.add_argument("--pack", type=Path, help="instead of training: measure the finished judges and write them here")
+    parser.add_argument("--baselines", action="store_true", help="instead of training: score trivial answers with every metric")
     chosen = parser.parse_args(arguments)
     if chosen.pack is not None:
         from deadiff.evaluation.judge_report import pack
 
-        _print(pack(chosen.run, chosen.data, chosen.pack))
+        for group, measured in pack(chosen.run, chosen.data, chosen.pack).items():
+            _print({group: json.dumps(measured)})
+    elif chosen.baselines:
+        from deadiff.evaluation.encoders import MobileNetEncoder
+        from deadiff.evaluation.judge_report import baselines
+        from deadiff.evaluation.judges import load_judges
+
+        for answer, scores in baselines(load_judges(), chosen.data, features=MobileNetEncoder.from_package(128)).items():
+            _print({answer: json.dumps(scores)})
     elif chosen.recipe is None:
         parser.error("which recipe? Or --pack OUT for finished judges")
     else:
