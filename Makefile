@@ -4,7 +4,7 @@ VENV := .venv
 DEADIFF := $(VENV)/bin/deadiff
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check icons clean
+.PHONY: demo test check icons paper clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,17 @@ icons: $(STAMP)
 	set -e; for stage in autoencoder reader eye base alignment adapter; do \
 	  OMP_NUM_THREADS=1 $(DEADIFF) train recipes/icons/$$stage.toml --data $(ICONS_DATA) --run $(ICONS_RUN); done
 	$(DEADIFF) train --run $(ICONS_RUN) --pack out/icons
+
+# The paper's claims from end to end: DEADiff, its rivals and ablations on one base and budget, compared with intervals, and speed
+# against quality. Stop it at any time: the same command goes on. PAPER_BASE: a run of `make icons` instead of the shipped model.
+BUDGET ?= 40000
+PAPER_RUN ?= runs/paper
+PAPER_EVAL ?= recipes/eval/paper.toml
+PAPER_OPTIONS ?= $(if $(PAPER_BASE),--base $(PAPER_BASE))
+paper: $(STAMP)
+	test -e $(ICONS_DATA)/card.md || $(DEADIFF) data icons --renditions 3 --seed 0 --out $(ICONS_DATA)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(DEADIFF) eval paper --data $(ICONS_DATA) --out $(PAPER_RUN) --budget $(BUDGET) \
+	  --evaluation $(PAPER_EVAL) $(PAPER_OPTIONS)
 
 clean:
 	rm -rf $(VENV) out

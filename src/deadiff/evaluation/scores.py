@@ -54,9 +54,10 @@ class Scorer(Protocol):
 class SubjectAndStyle(Protocol):
     """What the icons scorer asks of its judges (deadiff.evaluation.judges.Judges)."""
 
-    subjects: Sequence[str]
-    styles: Sequence[str]
-
+    @property
+    def subjects(self) -> Sequence[str]: ...
+    @property
+    def styles(self) -> Sequence[str]: ...
     def subject(self, pictures: np.ndarray) -> np.ndarray: ...
     def style(self, pictures: np.ndarray) -> np.ndarray: ...
     def style_features(self, pictures: np.ndarray) -> np.ndarray: ...
@@ -151,6 +152,14 @@ class IconsScorer:
         among = subjects[:, self.numbers]
         among = among / np.maximum(among.sum(1, keepdims=True), 1e-30)
         return features, among, self.judges.style(pictures).argmax(1), subjects.argmax(1)
+
+
+def digest_of(folder: Path) -> str:
+    """Eight hexadecimal digits of the judges' files: scores of other weights are never mixed with theirs."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def read_pictures(paths: Sequence[Path], side: int | None = None) -> np.ndarray:

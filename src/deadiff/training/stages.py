@@ -51,6 +51,8 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     plain_share: float = 0.5  # of the samples are art as its artist drew it, the others renditions
     preview_prompts: tuple[str, ...] = ()
+    title: str = ""  # what tables call it (recipes/rivals)
+    start: str = "roles"  # the alignment it starts from, for the bench: roles | captions
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
