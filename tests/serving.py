@@ -42,7 +42,7 @@ def serving(stylizer: Stylizer, folder: Path, **settings: Any) -> Iterator[tuple
         yield client, service
 
 
-def wait_for(client: TestClient, job: dict[str, Any], seconds: float = 30) -> dict[str, Any]:
+def wait_for(client: TestClient, job: dict[str, Any], seconds: float = 120) -> dict[str, Any]:
     """The job when it is over."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -39,6 +39,9 @@ def serve(
     max_images: Annotated[int, typer.Option(min=1, max=10_000, help="Pictures of one job.")] = 16,
     max_steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of the solver.")] = 100,
     keep_hours: Annotated[float | None, typer.Option(min=0, help="Delete jobs and pictures after that. Default: never.")] = None,
+    lease: Annotated[
+        float, typer.Option(min=1, help="Seconds after which another process takes over from one that died (PostgreSQL).")
+    ] = 60,
     grace: Annotated[float, typer.Option(min=0, max=3600, help="Seconds a batch may still take when told to stop.")] = 10,
 ) -> None:
     """Serve drawing over HTTP: jobs, named styles, metrics. Accepted jobs survive a crash and are drawn after it.
@@ -71,6 +74,7 @@ def serve(
         max_images=max_images,
         max_steps=max_steps,
         keep_hours=keep_hours,
+        lease=lease,
         grace=grace,
     )
     with bind(settings) as listening:

@@ -47,8 +47,13 @@ def open_database(url: str) -> Database:
     shown = without_password(url)
     try:
         engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True, pool_size=16)
-        with engine.begin() as connection:
-            migrate(connection)
+        try:
+            with engine.begin() as connection:
+                migrate(connection)
+        except BaseException:
+            engine.dispose()
+            raise
+        return Database(engine)
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"PostgreSQL needs {error.name}: pip install 'deadiff[postgres]'") from error
     except ArgumentError as error:
@@ -59,7 +64,6 @@ def open_database(url: str) -> Database:
         raise ConfigError(
             f"the database '{shown}' is not one of this version of deadiff: {one_line(error)}; use the newer version, or another"
         ) from error
-    return Database(engine)
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:

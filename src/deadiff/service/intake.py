@@ -14,7 +14,7 @@ from deadiff.service.queue import NewJob
 from deadiff.service.schemas import JobIn, PictureIn, ReferenceIn, StyleIn
 from deadiff.service.settings import Settings
 from deadiff.service.store import Store
-from deadiff.service.styles import Styles
+from deadiff.service.styles import NoSuchError, Styles
 from deadiff.style_library import SavedStyle, make_style
 from deadiff.stylizer import Stylizer
 
@@ -127,7 +127,10 @@ class Intake:
             return {"sha256": self._keep(item, f"{role} reference"), "weight": item.weight, "style": None}
         if role == "content":
             raise ReferenceError("a saved style has no content: give the picture itself as the content reference")
-        row = self.styles.named(item.style)
+        try:
+            row = self.styles.named(item.style)
+        except NoSuchError as error:  # of the request, whose own address is right: not a 404
+            raise ReferenceError(str(error)) from error
         self.styles.open(row.sha256).tokens_for(self.stylizer)  # made for this model
         self.styles.store.touch(row.sha256)
         return {"sha256": row.sha256, "weight": item.weight, "style": row.name}
