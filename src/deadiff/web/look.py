@@ -21,9 +21,14 @@ progress {width: 100%; height: .7rem; accent-color: #3b6fd4;}
   line-height: 1.15; gap: 6px;}
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible
   {outline: 3px solid #3b6fd4 !important; outline-offset: 2px;}
+.grid-wrap {padding-top: 30px !important;}
+.grid-wrap .grid-container {grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important;}
+.grid-wrap .caption-label {max-width: 100%; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
 @media (max-width: 640px) {
   .gradio-container {padding: 8px !important;}
   #sides {flex-direction: column;}
+  #sides > .column {min-width: 0 !important; width: 100%;}
+  .grid-wrap .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important;}
   #go {position: sticky; bottom: 0; z-index: 20; padding: 6px 0; background: var(--body-background-fill);}
 }
 """

@@ -15,6 +15,7 @@ from deadiff.references import one_line
 from deadiff.web.folder import Folder
 from deadiff.web.models import Loader, Models
 from deadiff.web.studio import Studio
+from deadiff.web.words import EXAMPLES_FOLDER
 
 MAX_UPLOAD = "64mb"
 USER = "deadiff"  # the name that goes with the password
@@ -84,7 +85,7 @@ def start(
             mcp_server=False,
             ssr_mode=False,
             max_file_size=MAX_UPLOAD,
-            allowed_paths=[str(kept.path), page.styles_part.shared.name],
+            allowed_paths=[str(kept.path), str(EXAMPLES_FOLDER), page.styles_part.shared.name],
             app_kwargs={"middleware": [Middleware(SafeHeaders)], "docs_url": None, "redoc_url": None, "openapi_url": None},
             theme=theme(),
             css=STYLE,

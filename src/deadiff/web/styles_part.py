@@ -11,7 +11,8 @@ from deadiff.web import markup
 from deadiff.web.form import Form
 from deadiff.web.studio import Studio
 
-CONFIRM = "(name) => name && confirm('Delete the style \\'' + name + '\\'? Its file goes.') ? name : null"
+CONFIRM = """(name, ticked) =>
+  [name && confirm(`Delete the style '${name}'? Its file goes.`) ? name : null, ticked]"""
 
 
 class StylesPart:
