@@ -25,7 +25,7 @@ from deadiff.data.splits import PLAIN, UNSEEN_COMBINATION, UNSEEN_STYLE, split_o
 from deadiff.data.store import write_text_whole, write_whole
 from deadiff.errors import ConfigError, DataError
 from deadiff.evaluation import intervals
-from deadiff.evaluation.judge_report import accuracy_of, all_rows, read_chosen
+from deadiff.evaluation.judge_report import all_rows, read_chosen
 from deadiff.evaluation.judge_training import style_name
 from deadiff.evaluation.judges import Judges, load_judges
 from deadiff.evaluation.metrics import leakage, top
@@ -88,15 +88,16 @@ def measure(
 
     sheet: list[SheetRow] = []
     leaks = []
-    for number, title, wanted in (
-        ("2", "seen styles, unseen combinations", art.styled(UNSEEN_COMBINATION, draws)),
-        ("3", "unseen styles", art.styled(UNSEEN_STYLE, draws)),
+    for number, title, split, target, groups in (
+        ("2", "seen styles, unseen combinations", UNSEEN_COMBINATION, 0.80, ("plain", "renditions")),
+        ("3", "unseen styles", UNSEEN_STYLE, 0.50, ("held-out renditions", "unseen sets")),
     ):
+        wanted = art.styled(split, draws)
         unstyled = {d.prompt: Draw(prompt=d.prompt, subject=d.subject, seed=d.seed) for d in wanted}
         plain = dict(zip(unstyled, drawn(f"{title}: the plain base", list(unstyled.values())), strict=True))
         pictures = drawn(title, wanted)
         without = np.stack([plain[d.prompt] for d in wanted])
-        figures[f"{number} {title}"] = stylised(judges, art, wanted, pictures, without, 0.80 if number == "2" else 0.50)
+        figures[f"{number} {title}"] = stylised(judges, art, wanted, pictures, without, target, groups)
         leaks.append((wanted, pictures, without))
         sheet += sheet_rows(judges, art, wanted, pictures, title)
     figures["4 leakage"] = leaked(judges, art, leaks)
@@ -117,7 +118,7 @@ def measure(
         "num_inference_steps": num_inference_steps or stylizer.defaults.num_inference_steps,
         "guidance_scale": stylizer.defaults.guidance_scale,
         "figures": figures,
-        "judges on real pictures": accuracy_of(),
+        "judges on real pictures": judges.accuracy,
     }
     out.mkdir(parents=True, exist_ok=True)
     write_text_whole(out / "figures.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -197,7 +198,7 @@ class HeldOut:
     def both(self, count: int) -> list[Draw]:
         """A style from one held-out picture, the content from another: for the contact sheet."""
         styles = self.references(UNSEEN_COMBINATION, count // 2) + self.references(UNSEEN_STYLE, count - count // 2)
-        contents = self.references(UNSEEN_COMBINATION, 2 * count, plain_only=True)[count:]
+        contents = self.references(UNSEEN_COMBINATION, 2 * len(styles), plain_only=True)[::-1]
         pairs = zip(styles, contents, strict=False)
         return [Draw(prompt="", subject=self.rows[c]["subject"], seed=self._seed(f"{s} {c}"), style=s, content=c,
                      label=self.labels[self.rows[c]["subject"]]) for s, c in pairs]  # fmt: skip
@@ -247,6 +248,11 @@ def _figure(target: float | None, at_least: bool, interval: intervals.Interval, 
     return {**numbers, **({} if target is None else {"target": target, "reached": reached}), **more}
 
 
+def _on_real(judges: Judges, question: str, *groups: str) -> dict[str, float]:
+    """top-1 of the judge on real held-out pictures, to be read beside what it says of drawings."""
+    return {group: judges.accuracy[group][question]["top1"] for group in groups if group in judges.accuracy}
+
+
 def _numbers(judges: Judges, subjects: Iterable[str]) -> np.ndarray:
     return np.array([judges.subject_number(subject) for subject in subjects])
 
@@ -259,11 +265,18 @@ def prompt_fidelity(judges: Judges, pictures: np.ndarray, wanted: Sequence[Draw]
         "top1": _figure(0.60, True, intervals.mean(top(seen, asked).astype(float), prompts)),
         "top5": _figure(0.80, True, intervals.mean(top(seen, asked, 5).astype(float), prompts)),
         "chance": round(1 / len(judges.subjects), 5),
+        "judge on real pictures": {"subject": _on_real(judges, "subject", "plain", "renditions")},
     }
 
 
 def stylised(
-    judges: Judges, art: HeldOut, wanted: Sequence[Draw], pictures: np.ndarray, plain: np.ndarray, target: float
+    judges: Judges,
+    art: HeldOut,
+    wanted: Sequence[Draw],
+    pictures: np.ndarray,
+    plain: np.ndarray,
+    target: float,
+    groups_of_judge: tuple[str, ...],
 ) -> dict[str, Any]:
     """Figures 2 and 3: the style judge names the reference's style; prompt fidelity beside that of the plain base."""
     rows = [art.rows[d.style] for d in wanted if d.style is not None]
@@ -282,6 +295,7 @@ def stylised(
         "prompt fidelity": _figure(None, True, intervals.mean(right, *groups)),
         "of the plain base": _figure(None, True, intervals.mean(before, *groups)),
         "share that is kept": falls,
+        "judge on real pictures": {name: _on_real(judges, name, *groups_of_judge) for name in ("style", "subject")},
         "by style": _by_style(rows, top(drawn, styles)),
     }
 
@@ -308,6 +322,7 @@ def leaked(judges: Judges, art: HeldOut, parts: Sequence[tuple[Sequence[Draw], n
         "without the reference": _figure(None, False, intervals.mean(floor.reference.astype(float), *groups)),
         "likelier than the prompt's": _figure(None, False, intervals.mean(found.preferred.astype(float), *groups)),
         "likelier, without the reference": _figure(None, False, intervals.mean(floor.preferred.astype(float), *groups)),
+        "judge on real pictures": {"subject": _on_real(judges, "subject", *judges.accuracy)},
     }
 
 
@@ -318,6 +333,7 @@ def content_role(judges: Judges, pictures: np.ndarray, wanted: Sequence[Draw]) -
     return {
         "reference's subject named": _figure(0.60, True, intervals.mean(top(seen, asked).astype(float), *groups)),
         "among first 5": _figure(None, True, intervals.mean(top(seen, asked, 5).astype(float), *groups)),
+        "judge on real pictures": {"subject": _on_real(judges, "subject", "plain", "renditions")},
     }
 
 

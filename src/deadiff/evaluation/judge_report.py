@@ -20,9 +20,9 @@ from torch import nn
 
 from deadiff.data.splits import HELD_OUT_RENDITIONS, HELD_OUT_SETS, PLAIN, TRAIN, split_of
 from deadiff.data.store import decode_png, read_rows, row_features, shards, write_text_whole, write_whole
-from deadiff.errors import CheckpointError
+from deadiff.errors import CheckpointError, DataError
 from deadiff.evaluation.judge_training import Row, style_name
-from deadiff.evaluation.judges import Judges, network_config, read_table, style_centroids
+from deadiff.evaluation.judges import Judges, network_config, style_centroids
 from deadiff.evaluation.judges.networks import StyleNet, SubjectNet
 from deadiff.evaluation.metrics import calibration_error, dino_leakage, gram_distance, kid, leakage, picture_similarity, top
 from deadiff.training.loop import latest_checkpoint
@@ -127,8 +127,9 @@ def baselines(judges: Judges, data: Path, pairs: int = 300, features: Any = None
     """
     rows = all_rows(data)
     tests, _ = choose(rows)
-    known = set(judges.subjects)
-    pool = sorted((i for i in tests if rows[i]["subject"] in known), key=lambda i: lot(rows[i], "pair"))
+    known, named = set(judges.subjects), set(judges.styles)
+    answerable = [i for i in tests if rows[i]["subject"] in known and style_name(rows[i]) in named]
+    pool = sorted(answerable, key=lambda i: lot(rows[i], "pair"))
     by_style: dict[str, list[int]] = {}
     for i in pool:
         by_style.setdefault(style_name(rows[i]), []).append(i)
@@ -137,6 +138,8 @@ def baselines(judges: Judges, data: Path, pairs: int = 300, features: Any = None
         alike = [j for j in by_style[style_name(rows[i])] if rows[j]["subject"] != rows[i]["subject"]]
         if alike and len(chosen) < pairs:
             chosen.append((i, alike[place % len(alike)], pool[(place + len(pool) // 2) % len(pool)]))
+    if not chosen:
+        raise DataError(f"'{data}' holds no two test pictures of one style: build the whole set with `deadiff data icons`")
     numbers = sorted({i for triple in chosen for i in triple})
     pictures, _ = read_chosen(data, numbers)
     place_of = {number: place for place, number in enumerate(numbers)}
@@ -237,13 +240,6 @@ def pack(run: Path, data: Path, out: Path) -> dict[str, Any]:
     }
     write_text_whole(out / "judges.json", json.dumps(table, ensure_ascii=False, indent=None, separators=(",", ":")) + "\n")
     return accuracy
-
-
-def accuracy_of(folder: Path | None = None) -> dict[str, Any]:
-    """What was measured when the judges were packed, by group."""
-    from deadiff.evaluation.judges import FOLDER
-
-    return read_table(folder or FOLDER)["accuracy"]
 
 
 def _calibrate(judges: Judges, pictures: np.ndarray, rows: Sequence[Row]) -> None:

@@ -37,12 +37,14 @@ class Judges:
         sizes: tuple[int, int],
         temperature: float = 1.0,
         style_scale: float = 16.0,
+        accuracy: dict[str, Any] | None = None,
     ) -> None:
         self.subject_net, self.style_net = subject_net.eval(), style_net.eval()
         self.subjects, self.labels, self.styles = list(subjects), list(labels), list(styles)
         self.centroids = centroids  # (K, D) unit vectors, in the order of `styles`
         self.sizes = sizes  # pixels, of subject and style judge
         self.temperature, self.style_scale = temperature, style_scale  # calibrated on real pictures
+        self.accuracy = accuracy or {}  # on real pictures, by group: judge_report.measure
         self._subject_number = {name: i for i, name in enumerate(self.subjects)}
         self._style_number = {name: i for i, name in enumerate(self.styles)}
 
@@ -113,6 +115,7 @@ def load_judges(folder: Path = FOLDER) -> Judges:
         sizes=(subject_config.size, style_config.size),
         temperature=table["temperature"],
         style_scale=table["style_scale"],
+        accuracy=table["accuracy"],
     )
 
 
