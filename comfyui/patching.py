@@ -44,7 +44,7 @@ class SplitContext:
     def __call__(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         text = self.layout.text_tokens(context.shape[1])
         if text == context.shape[1]:  # a conditioning without tokens: as it was
-            extra_options[IMAGE] = None
+            extra_options.setdefault(IMAGE, None)  # or taken off already, where the node was applied twice
             return n, context, value
         extra_options[IMAGE] = context[:, text:]
         return n, context[:, :text].contiguous(), value[:, :text].contiguous()
