@@ -12,7 +12,7 @@ headers = {"Authorization": f"Bearer {os.environ.get('DEADIFF_TOKEN', 'none')}"}
 with httpx.Client(base_url=url, headers=headers, timeout=90) as service:
     picture = {"style": Path(reference).read_bytes()}
     while (answer := service.post("/v1/jobs/form", data={"prompt": prompt}, files=picture)).status_code in (429, 503):
-        time.sleep(int(answer.headers["Retry-After"]))  # the queue is full: it says when to come back
+        time.sleep(int(answer.headers.get("Retry-After", 2)))  # the queue is full: it says when to come back
     job = answer.json()
     while job.get("status") in ("queued", "running"):
         job = service.get(f"/v1/jobs/{job['id']}", params={"wait": 60}).json()

@@ -412,7 +412,12 @@ def test_models_health_and_metrics(client, stylizer):
     assert client.get("/ready").json() == {"ok": True, "trouble": None}
     client.get("/no/such/page/7")
     text = client.get("/metrics").text
-    assert 'route="none"' in text and "/no/such" not in text and "process_resident_memory_bytes" in text
+    assert (
+        'route="none"' in text
+        and "/no/such" not in text
+        and 'route="/v1/models"' in text
+        and "process_resident_memory_bytes" in text
+    )
     assert 'deadiff_queue_pictures{status="queued"}' in text
 
 

@@ -18,6 +18,7 @@ from deadiff.service.settings import without_password
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 20240306951  # any number: of the advisory lock that lets one process migrate at a time
+_POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 32}  # more than the threads that answer requests
 
 
 class Database:
@@ -46,7 +47,7 @@ def open_database(url: str) -> Database:
     """Connect, migrate to the newest tables. Raises ConfigError or MissingExtraError, in one line without the password."""
     shown = without_password(url)
     try:
-        engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True, pool_size=16)
+        engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True, **_POOL)
         try:
             with engine.begin() as connection:
                 migrate(connection)
@@ -77,7 +78,7 @@ def migrate(connection: Connection, revision: str = "head") -> None:
 
 
 def _sqlite(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=16)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, **_POOL)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:

@@ -11,7 +11,7 @@ class Events:
     """Wakes listeners; what they then read is the database, and `progress` for what is too quick for it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # stop() is called by a signal, in the middle of anything the main thread does
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._progress: dict[str, float] = {}

@@ -108,7 +108,7 @@ def list_jobs(
 
 @router.get("/jobs/{id}")
 async def job(
-    id: Id,  # noqa: A002
+    id: Id,
     service: Here,
     wait: Annotated[float, Query(ge=0, le=MOST_WAIT, allow_inf_nan=False, description="Seconds to wait for its end.")] = 0,
 ) -> JobOut:
@@ -119,17 +119,24 @@ async def job(
     _room(service)
     until = time.monotonic() + wait
     with service.events.listen(id) as happened:
-        while found.status not in FINAL and not service.events.stopping and time.monotonic() < until:
-            try:
-                await asyncio.wait_for(happened.wait(), min(LOOK_AGAIN, max(0.0, until - time.monotonic())))
-            except TimeoutError:
-                pass
-            else:
-                happened.clear()
-                if 0 < service.events.progress(id) < 1:
-                    continue  # a step: not its end
+        while True:
+            happened.clear()
             found = await run_in_threadpool(job_by_id, service, id)
-    return found
+            left = until - time.monotonic()
+            if found.status in FINAL or service.events.stopping or left <= 0:
+                return found
+            await _happened(service, id, happened, min(LOOK_AGAIN, left))
+
+
+async def _happened(service: Service, id: str, happened: asyncio.Event, seconds: float) -> None:
+    """Until more than a step has happened to the job, or the time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                await happened.wait()
+                if not 0 < service.events.progress(id) < 1:
+                    return
+                happened.clear()
 
 
 @router.get(
@@ -137,19 +144,24 @@ async def job(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events."}},
 )
-async def events(id: Id, service: Here) -> StreamingResponse:  # noqa: A002
+async def events(id: Id, service: Here) -> StreamingResponse:
     """Server-sent events: `job`, with the job as JSON, whenever something changed; the stream ends with the job."""
-    first = await run_in_threadpool(job_by_id, service, id)
+    await run_in_threadpool(job_by_id, service, id)  # a 404 now, not in the stream
     _room(service)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(service, first), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_stream(service, id), media_type="text/event-stream", headers=headers)
 
 
-async def _stream(service: Service, job: JobOut) -> AsyncIterator[str]:
+async def _stream(service: Service, id: str) -> AsyncIterator[str]:
     sent, spoken = "", time.monotonic()
-    with service.events.listen(job.id) as happened:
+    with service.events.listen(id) as happened:
         while True:
             happened.clear()
+            try:
+                job = await run_in_threadpool(job_by_id, service, id)
+            except NoSuchError as error:
+                yield f"event: gone\ndata: {json.dumps({'error': str(error)})}\n\n"
+                return
             text = job.model_dump_json()
             if text != sent:
                 sent, spoken = text, time.monotonic()
@@ -161,11 +173,6 @@ async def _stream(service: Service, job: JobOut) -> AsyncIterator[str]:
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(happened.wait(), LOOK_AGAIN)
-            try:
-                job = await run_in_threadpool(job_by_id, service, job.id)
-            except NoSuchError as error:
-                yield f"event: gone\ndata: {json.dumps({'error': str(error)})}\n\n"
-                return
 
 
 def _room(service: Service) -> None:
@@ -175,7 +182,7 @@ def _room(service: Service) -> None:
 
 
 @router.post("/jobs/{id}/cancel")
-def cancel(id: Id, service: Here) -> JobOut:  # noqa: A002
+def cancel(id: Id, service: Here) -> JobOut:
     """Cancel a job that waits or is being drawn; one that is over stays as it is."""
     if service.queue.cancel(id):
         service.metrics.jobs.labels("cancelled").inc()
@@ -185,7 +192,7 @@ def cancel(id: Id, service: Here) -> JobOut:  # noqa: A002
 
 
 @router.delete("/jobs/{id}", status_code=204, responses={409: {"model": Error, "description": "It is not over yet."}})
-def delete(id: Id, service: Here) -> Response:  # noqa: A002
+def delete(id: Id, service: Here) -> Response:
     """Forget a job that is over, and its pictures."""
     if not service.queue.forget(id):
         job = job_by_id(service, id)
@@ -198,7 +205,7 @@ def delete(id: Id, service: Here) -> Response:  # noqa: A002
     response_class=FileResponse,
     responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "A PNG."}},
 )
-def picture(id: Id, position: Annotated[int, Path(ge=0, le=1_000_000)], service: Here) -> FileResponse:  # noqa: A002
+def picture(id: Id, position: Annotated[int, Path(ge=0, le=1_000_000)], service: Here) -> FileResponse:
     """A finished picture. The PNG carries its recipe: `deadiff stylize --again` makes it once more."""
     pictures = pictures_of(service.queue, id)
     if position >= len(pictures):

@@ -65,25 +65,25 @@ async def import_style(
 
 
 @router.get("/{id}")
-def get(id: Id, service: Here) -> StyleOut:  # noqa: A002
+def get(id: Id, service: Here) -> StyleOut:
     return _view(service, service.styles.get(id))
 
 
 @router.patch("/{id}", responses=_TAKEN)
-def rename(id: Id, given: NameIn, service: Here) -> StyleOut:  # noqa: A002
+def rename(id: Id, given: NameIn, service: Here) -> StyleOut:
     """Another name. Jobs accepted under the old one keep their style."""
     return _view(service, service.styles.rename(id, given.name))
 
 
 @router.delete("/{id}", status_code=204)
-def delete(id: Id, service: Here) -> Response:  # noqa: A002
+def delete(id: Id, service: Here) -> Response:
     """Jobs accepted with it keep their style."""
     service.styles.delete(id)
     return Response(status_code=204)
 
 
 @router.get("/{id}/file", response_class=Response, responses={200: {"content": {"application/octet-stream": _FILE}}})
-def file(id: Id, service: Here) -> Response:  # noqa: A002
+def file(id: Id, service: Here) -> Response:
     """The style as one file, to be imported by another service or put into another's library of styles."""
     row = service.styles.get(id)
     headers = {"Content-Disposition": f'attachment; filename="{file_name(row.name)}"'}
@@ -91,5 +91,5 @@ def file(id: Id, service: Here) -> Response:  # noqa: A002
 
 
 @router.get("/{id}/thumbnail", response_class=Response, responses={200: {"content": {"image/png": _FILE}}})
-def thumbnail(id: Id, service: Here) -> Response:  # noqa: A002
+def thumbnail(id: Id, service: Here) -> Response:
     return Response(service.styles.thumbnail(service.styles.get(id).sha256), media_type="image/png")
