@@ -176,7 +176,9 @@ def test_a_model_that_always_fails_stops_the_run_instead_of_the_prompts(tmp_path
 
 
 def test_another_plan_does_not_mix_with_the_one_in_a_folder(tmp_path):
-    prepared(tmp_path)
+    generate.prepare(tmp_path, SUBJECTS, STYLES, replace(PLAN, seed=5), SPEC, CONFIG)
+    prepared(tmp_path)  # as long as nothing is drawn, an option may be mended
+    draw_all(tmp_path)
     with pytest.raises(DataError, match=r"plan\.seed 0 and not 5"):
         generate.prepare(tmp_path, SUBJECTS, STYLES, replace(PLAN, seed=5), SPEC, CONFIG)
     (tmp_path / "mine").mkdir()

@@ -12,6 +12,7 @@ import pytest
 from PIL import ImageFont
 from typer.testing import CliRunner
 
+from deadiff.apps import cli
 from deadiff.apps.data_commands import app
 from deadiff.data import art, build, icons, store, subjects
 from deadiff.data.captions import MAX_WORDS, caption, style_phrases, subject_phrases, tag_counts
@@ -435,12 +436,11 @@ def test_the_command_builds_a_card_and_contact_sheets(tmp_path):
         (["look", "{tmp}/nowhere", "--out", "{tmp}/sheets"], "DataError: .* holds no shards"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
-    result = CliRunner().invoke(app, [argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
-    assert result.exit_code == 2
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message, capsys):
+    assert cli.run(["data", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1
-    assert re.match(message, lines[0])
+    assert re.match(f"error: {message}", lines[0])
 
 
 def test_asking_for_help_loads_nothing_heavy():

@@ -251,7 +251,11 @@ def claim(out: Path, name: str, wanted: dict[str, Any]) -> None:
         except ValueError as error:
             raise DataError(f"'{note}' is no JSON: delete the folder, or choose another --out") from error
         wanted = json.loads(json.dumps(wanted))
-        if found != wanted:
+        if found != wanted and not any((out / part).is_dir() for part in ("pictures", "parked", ".looks")):
+            for plan in ("plan.parquet", "listing.parquet", "clusters.json"):  # nothing was done yet: a wrong option mended
+                (out / plan).unlink(missing_ok=True)
+            write_text_whole(note, json.dumps(wanted, indent=1) + "\n")
+        elif found != wanted:
             was, asked = _flat(found), _flat(wanted)
             differing = sorted(key for key in {*was, *asked} if was.get(key) != asked.get(key))
             changes = ", ".join(f"{key} {was.get(key)!r} and not {asked.get(key)!r}" for key in differing)
