@@ -199,7 +199,8 @@ def paper(
     bench = Bench(
         data=data, out=out, recipes=recipes, base=base, budget=budget, start_budget=start_budget, only=tuple(only or ())
     )
-    plan = with_titles(read_eval_recipe(evaluation or recipes / "eval" / "paper.toml"), bench.rivals())
+    rivals = bench.rivals()
+    plan = with_titles(read_eval_recipe(evaluation or recipes / "eval" / "paper.toml"), rivals)
     make_scorer = scorers(judges, None, None, None, None)
 
     def compared(models: dict[str, str], folder: Path) -> None:
@@ -269,22 +270,27 @@ def _evaluate(recipe: Any, models: dict[str, str], out: Path, data: Path, make_s
 
 @contextmanager
 def bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for (what, done, total); what is new starts at nothing."""
+    """A progress bar for (what, done, total), one line at a time; nothing is shown before the first report."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                for old in tasks.values():
-                    progress.update(old, visible=False)
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            progress.start()
+            for old in tasks.values():
+                progress.update(old, visible=False)
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            progress.stop()
 
 
 def _all_cores() -> None:

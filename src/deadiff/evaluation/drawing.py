@@ -22,12 +22,25 @@ from deadiff.recipe import png_bytes
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 
+def check_model(model: str) -> None:
+    """Whether there is such a model, before hours of work with others. Raises CheckpointError."""
+    from deadiff.loading import model_folder
+
+    if not is_run(Path(model).expanduser()):
+        model_folder(model)
+
+
+def is_run(folder: Path) -> bool:
+    """A run folder of `deadiff train` with a finished adapter."""
+    return (folder / "adapter" / "adapter" / "config.json").is_file()
+
+
 def open_model(model: str, dtype: str | None = None) -> Any:
     """A model's name, folder or hub id, or the run folder of a training, -> Stylizer."""
     from deadiff.loading import find_dtype, load
 
     folder = Path(model).expanduser()
-    if not (folder / "adapter" / "adapter" / "config.json").is_file():
+    if not is_run(folder):
         return load(model, dtype=dtype)
     import torch
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from deadiff.errors import ConfigError, DataError
 from deadiff.evaluation.design import BASELINES, MODEL, PASTED, PLAIN, WORDS, Cell, EvalRecipe, Method
-from deadiff.evaluation.drawing import Progress, draw_missing, identity, open_method, picture_of
+from deadiff.evaluation.drawing import Progress, check_model, draw_missing, identity, open_method, picture_of
 from deadiff.evaluation.reference_set import StyleReference, picture_path, reference_set
 from deadiff.evaluation.scores import Column, Scorer, Shot
 from deadiff.evaluation.table import Scores, read_scores, write_scores
@@ -73,6 +73,9 @@ def evaluate(
     claims = recipe.claims
     if claims.ours and claims.ours not in known:
         raise ConfigError(f"[claims] ours = {claims.ours!r} is none of the methods: expected one of {', '.join(sorted(known))}")
+    if opener is open_method:
+        for model in models.values():
+            check_model(model)
     references = reference_set(recipe, out, data)
     scorer = make_scorer([*recipe.prompts.values(), *(reference.subject for reference in references)])
     scores: dict[str, Scores] = {}
