@@ -3,12 +3,16 @@
 from typing import Any
 
 STYLE = """
-.gradio-container {max-width: 1280px !important; margin: 0 auto;}
+.gradio-container, .gradio-container > .main, .gradio-container .wrap:has(> .contain) {width: 100% !important;}
+.gradio-container {max-width: 1280px !important; margin: 0 auto !important;}
 .title h1 {margin: 0; font-size: 1.4rem;} .title p {margin: 0; opacity: .75;}
 .said {margin: .4rem 0;}
 .wrong {margin: .4rem 0; padding: .6rem .8rem; border-left: 4px solid #c62828; background: rgba(198, 40, 40, .12);
   overflow-wrap: anywhere;}
-progress {width: 100%; height: .7rem; accent-color: #3b6fd4;}
+progress {width: 100%; height: .6rem; appearance: none; border: 0; border-radius: 4px; background: rgba(128, 128, 128, .25);}
+progress::-webkit-progress-bar {background: transparent;}
+progress::-webkit-progress-value {background: #3b6fd4; border-radius: 4px;}
+progress::-moz-progress-bar {background: #3b6fd4; border-radius: 4px;}
 .looks {display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 8px; margin-top: .5rem;}
 .looks img {width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; background: rgba(128, 128, 128, .12);}
 .recipe {display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .4rem 0; font-size: .9rem;}
@@ -24,14 +28,20 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
 .grid-wrap {padding-top: 30px !important;}
 .grid-wrap .grid-container {grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important;}
 .grid-wrap .caption-label {max-width: 100%; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
+.references .grid-wrap .grid-container {grid-template-columns: repeat(auto-fill, 92px) !important;}
 @media (max-width: 640px) {
   .gradio-container {padding: 8px !important;}
   #sides {flex-direction: column;}
   #sides > .column {min-width: 0 !important; width: 100%;}
-  .grid-wrap .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important;}
-  #go {position: sticky; bottom: 0; z-index: 20; padding: 6px 0; background: var(--body-background-fill);}
+  .grid-wrap:not(.references *) .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important;}
+  #go {position: fixed; left: 0; right: 0; bottom: 0; z-index: 20; padding: 8px 12px; background: var(--body-background-fill);
+    border-top: 1px solid var(--border-color-primary); flex-wrap: nowrap;}
+  #sides {padding-bottom: 72px;}
+  #now {scroll-margin-bottom: 80px;}
 }
 """
+
+SHOW_PROGRESS = "() => { document.querySelector('#now').scrollIntoView({block: 'center', behavior: 'smooth'}); return []; }"
 
 # The browser itself holds the page to what is promised: nothing is loaded from, or sent to, anywhere but this app.
 CONTENT_SECURITY_POLICY = "; ".join(

@@ -13,6 +13,7 @@ from deadiff.web import markup
 from deadiff.web.drawing import Event
 from deadiff.web.folder import source_name
 from deadiff.web.form import Form, References, make_form
+from deadiff.web.look import SHOW_PROGRESS
 from deadiff.web.request import MOST_REFERENCES, request_of
 from deadiff.web.studio import Studio, read_strengths
 from deadiff.web.styles_part import StylesPart
@@ -50,8 +51,8 @@ class Page:
     # ---- what stands where ----
 
     def _example_buttons(self) -> list[gr.Button]:
-        shown = not self.studio.folder.pictures()
-        with gr.Accordion("Examples to start from", open=shown, elem_id="examples"), gr.Row(elem_id="example-buttons"):
+        self.examples_part = gr.Accordion("Examples to start from", open=True, elem_id="examples")
+        with self.examples_part, gr.Row(elem_id="example-buttons"):
             return [
                 gr.Button(example.label, icon=example.path, size="sm", elem_classes="example", min_width=100)
                 for example in EXAMPLES
@@ -128,10 +129,11 @@ class Page:
         form.preset.input(self.settle, [form.preset, form.model], settings, **PRIVATE)
         form.model.input(self.settle, [form.preset, form.model], settings, **PRIVATE)
         self.styles_part.wire(PRIVATE)
-        blocks.load(self.refresh, None, [*self._gallery_outputs, *self.styles_part.lists], **PRIVATE)
+        blocks.load(self.refresh, None, [*self._gallery_outputs, *self.styles_part.lists, self.examples_part], **PRIVATE)
 
     def _on_start(self, event: Any) -> Any:
-        return event(self.begin, None, [self.now, self.draw_button, self.cancel_button], queue=False, **PRIVATE)
+        outputs = [self.now, self.draw_button, self.cancel_button]
+        return event(self.begin, None, outputs, queue=False, js=SHOW_PROGRESS, **PRIVATE)
 
     @property
     def _gallery_outputs(self) -> list[Any]:
@@ -151,7 +153,8 @@ class Page:
         return f"{recipe.prompt[:60] or 'no prompt'} · {recipe.seed}"
 
     def refresh(self) -> dict[Any, Any]:
-        return {**self._gallery_now(), **self.styles_part.now()}
+        fresh = not self.studio.folder.pictures()
+        return {**self._gallery_now(), **self.styles_part.now(), self.examples_part: gr.update(open=fresh)}
 
     # drawing
 

@@ -23,7 +23,7 @@ class StylesPart:
         self.said = gr.HTML("", elem_id="style-said")
         with gr.Row():
             self.new_name = gr.Textbox(label="Name", placeholder="blue ink", max_lines=1, elem_id="style-name", scale=3)
-            self.save = gr.Button("Save the style references as a style", elem_id="style-save", scale=2, min_width=140)
+            self.save = gr.Button("Save the references as a style", size="md", elem_id="style-save", scale=2, min_width=140)
         self.gallery = gr.Gallery(
             label="Saved styles",
             elem_id="style-gallery",
