@@ -23,6 +23,13 @@ def train(
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Stop after so many minutes; the same command goes on later.")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Another icons run, whose stages serve where this one has none.", show_default=False),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Of an icons stage, in all, instead of the recipe's steps.", show_default=False)
+    ] = None,
     pack: Annotated[Path | None, typer.Option(help="Instead of training: write the finished icons run here.")] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="The index made by `deadiff data pairs`.  [default: DATA/pairs]", show_default=False)
@@ -70,10 +77,13 @@ def train(
             raise ConfigError(
                 f'{given[0]} is for recipes of stage = "{adapter_recipe.STAGE}": this one\'s is {table.get("stage")!r}'
             )
-        folder = stages.run_stage(stages.read_recipe(recipe), data, run or Path("runs/icons"), minutes, report=_print)
+        where = run or Path("runs/icons")
+        folder = stages.run_stage(stages.read_recipe(recipe), data, where, minutes, _print, start=start, samples=samples)
         typer.echo(f"{folder}: its curve is in curve.jsonl")
         return
 
+    if start is not None or samples is not None:
+        raise ConfigError("--from and --samples are for the stages of the icons model: use --set here")
     changes = dict(_setting(text) for text in set_ or ())
     changes |= {f"base.{name}": f'"{value}"' for name, value in {"model": base, "vision": vision}.items() if value}
     parsed = adapter_recipe.parse_recipe(table, f"recipe '{recipe}'", changes)

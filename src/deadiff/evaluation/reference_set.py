@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from deadiff.references import Reference
 
 SEEN, UNSEEN, GIVEN = "seen style", "unseen style", "given"
 INDEX = "references.json"
+# Groups of things with a shape of their own. A button says little of how a hand draws; people come in near-copies.
+GROUPS = frozenset({"animals & nature", "food & drink", "travel & places", "activities", "objects"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +75,9 @@ def _from_data(recipe: EvalRecipe, folder: Path, data: Path | None) -> list[Styl
     from deadiff.data.captions import plain_label, style_phrases
     from deadiff.data.store import PARTS, decode_png, encode_png, read_rows, shards
 
-    columns = ["subject", "label", "set", "rendition", "palette", "split", "reference_holdout", "sha256"]
+    columns = ["subject", "label", "group", "set", "rendition", "palette", "split", "reference_holdout", "sha256"]
     places = [(shard, i, row) for shard in shards(data, PARTS) for i, row in enumerate(read_rows(shard, columns))]
+    places = [place for place in places if place[2]["group"] in GROUPS]
     avoided = {subject for subject in recipe.prompts.values() if subject}
     taken: set[str] = set()
     found = []
@@ -82,7 +86,7 @@ def _from_data(recipe: EvalRecipe, folder: Path, data: Path | None) -> list[Styl
         for shard, index, row in _one_of_each_style(pool, count, recipe.references, taken):
             style = row["set"] if row["rendition"] == "plain" else row["rendition"]
             label = plain_label(row["label"])
-            name = f"{len(found) + 1:02d}-{style}-{'-'.join(label.split())[:24]}".replace("'", "")
+            name = f"{len(found) + 1:02d}-{style}-{re.sub('[^a-z0-9]+', '-', label)[:24].strip('-')}"
             (folder / f"{name}.png").write_bytes(encode_png(decode_png(read_rows(shard, ["image"])[index]["image"]["bytes"])))
             words = style_phrases(row["set"], row["rendition"])[0]
             found.append(StyleReference(name=name, kind=kind, style=style, words=words, subject=row["subject"], label=label))
