@@ -4,7 +4,7 @@ VENV := .venv
 DEADIFF := $(VENV)/bin/deadiff
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check icons paper clean
+.PHONY: demo test check icons paper results clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,12 @@ paper: $(STAMP)
 	test -e $(ICONS_DATA)/card.md || $(DEADIFF) data icons --renditions 3 --seed 0 --out $(ICONS_DATA)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(DEADIFF) eval paper --data $(ICONS_DATA) --out $(PAPER_RUN) --budget $(BUDGET) \
 	  --evaluation $(PAPER_EVAL) $(PAPER_OPTIONS)
+
+# The reports of the last `make paper` into the documentation.
+results:
+	rm -rf docs/results && mkdir -p docs/results/speed
+	cd $(PAPER_RUN)/evaluation && cp -r report.md plots sheets $(CURDIR)/docs/results/
+	cd $(PAPER_RUN)/speed && cp -r speed.md plots $(CURDIR)/docs/results/speed/
 
 clean:
 	rm -rf $(VENV) out

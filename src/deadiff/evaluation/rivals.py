@@ -47,9 +47,9 @@ class Bench:
             raise ConfigError(f"budget is {self.budget}: expected samples, at least 1")
 
     def rivals(self) -> dict[str, Recipe]:
-        """Name -> recipe, ours first. Raises ConfigError."""
-        paths = sorted((self.recipes / "rivals").glob("*.toml"), key=lambda path: (path.stem != OURS, path.stem))
-        found = {path.stem: read_recipe(path) for path in paths}
+        """Name -> recipe: ours, the rivals, the ablations. Raises ConfigError."""
+        found = {path.stem: read_recipe(path) for path in sorted((self.recipes / "rivals").glob("*.toml"))}
+        found = dict(sorted(found.items(), key=lambda item: (item[0] != OURS, item[1].model.get("paired", True), item[0])))
         if not found:
             raise ConfigError(f"'{self.recipes / 'rivals'}' holds no recipes: name the folder of the recipes with --recipes")
         if unknown := [name for name in self.only if name not in found]:
@@ -66,9 +66,11 @@ def train_rivals(
 ) -> dict[str, str]:
     """Train what is not trained yet; returns name -> run folder for the evaluation, ours first."""
     rivals = bench.rivals()
-    starts = {name: read_recipe(bench.recipes / path) for name, path in STARTS.items()}
-    wanted = {recipe.start for recipe in rivals.values()}
-    jobs = [(f"start-{name}", recipe, bench.start_budget) for name, recipe in starts.items() if name in wanted]
+    aligned = bench.base is not None and (bench.base / "alignment" / "adapter" / "config.json").is_file()
+    ready = {"roles": bench.base} if aligned else {}  # the given run has that start already
+    wanted = {recipe.start for recipe in rivals.values()} - ready.keys()
+    starts = {name: read_recipe(bench.recipes / path) for name, path in STARTS.items() if name in wanted}
+    jobs = [(f"start-{name}", recipe, bench.start_budget) for name, recipe in starts.items()]
     jobs += [(name, recipe, bench.budget) for name, recipe in rivals.items()]
     missing = [name for name, recipe, budget in jobs if not finished(bench.out / name, recipe, budget)]
     threads = torch.get_num_threads()
@@ -80,7 +82,7 @@ def train_rivals(
         try:
             for name, recipe, budget in jobs:
                 if name in missing:
-                    start = base if name.startswith("start-") else bench.out / f"start-{recipe.start}"
+                    start = base if name.startswith("start-") else ready.get(recipe.start) or bench.out / f"start-{recipe.start}"
                     say(f"training {name}: {budget:,} samples")
                     art.plain_share = recipe.plain_share
                     run_stage(recipe, bench.data, bench.out / name, report=report, start=start, samples=budget, art=art)
