@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deadiff.apps import cli
 from deadiff.data import generate, painter, plan, store
 from deadiff.data.painter import PainterSpec, checked, pipeline_painter
 from deadiff.data.plan import PlanConfig, deal, make_plan
@@ -261,3 +263,27 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     made = make_plan(SUBJECTS, STYLES, PLAN)
     plan.write_plan(made, tmp_path / "plan.parquet", 20)
     assert plan.read_part(tmp_path / "plan.parquet", 1) == [made[n] for n in range(20, 40)]
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_drawing_and_pairing_from_the_command_line(tmp_path, capsys):
+    tiny_pipeline("sd15").save_pretrained(tmp_path / "model")
+    (tmp_path / "subjects.tsv").write_text("group\tword\nthings\trobot\nthings\tkey\nanimals\towl\nanimals\tbee\n")
+    (tmp_path / "styles.txt").write_text("[medium | {style} of {subject}]\nan oil painting, an etching, a fresco\n")
+    words = ["--subjects", str(tmp_path / "subjects.tsv"), "--styles", str(tmp_path / "styles.txt"), "--styles-per-subject", "2"]
+    out = str(tmp_path / "out")
+    command = ["data", "generate", "--out", out, "--model", str(tmp_path / "model"), *words, "--steps", "1", "--unseen", "0"]
+    assert cli.run([*command, "--plan-only"]) == 0
+    assert "8 pictures planned" in capsys.readouterr().out
+    assert cli.run([*command, "--shard-size", "3"]) == 0  # nothing was drawn yet, so the shards may change
+    assert "8 of 8 pictures drawn; next: deadiff data pairs" in capsys.readouterr().out
+    assert cli.run([*command, "--shard-size", "3"]) == 0  # at once: all is there
+    loose = ["--looks-quantile", "1", "--alike-quantile", "0", "--near-duplicate", "0", "--balance", "0"]
+    assert cli.run(["data", "pairs", out, *loose, "--processes", "1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^stre: \d+ pairs of [5-8] targets", said, re.MULTILINE)
+    assert "sere: 8 pairs of 8 targets" in said
+    assert cli.run([*command, "--shard-size", "3", "--seed", "1"]) == 2
+    assert "was begun with plan.seed 0 and not 1" in capsys.readouterr().err

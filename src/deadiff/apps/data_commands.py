@@ -130,7 +130,13 @@ def generate(
             return
         with _progress() as report:
             found = work.generate(
-                out, painter, config, retry_failed=retry_failed, share=mine, run=_runner(1, ray, gpus), progress=report
+                out,
+                painter,
+                config,
+                retry_failed=retry_failed,
+                share=mine,
+                run=_runner(1, ray, gpus) if ray else None,
+                progress=report,
             )
     failed = f", {found['failed']:,} prompts failed (the reasons are in failed/)" if found["failed"] else ""
     typer.echo(f"{out}: {found['drawn']:,} of {found['planned']:,} pictures drawn{failed}; next: deadiff data pairs {out}")

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 
 from deadiff.data.painter import Painted, Painter, PainterSpec, open_painter
 from deadiff.data.plan import PlanConfig, Planned, make_plan, read_part, write_plan
-from deadiff.data.shard_jobs import Progress, Runner, run_here
+from deadiff.data.shard_jobs import Progress, Runner
 from deadiff.data.splits import TRAIN
 from deadiff.data.store import encode_png, read_rows, write_shard, write_text_whole
 from deadiff.data.vocabulary import StyleWord, SubjectWord
@@ -75,13 +75,13 @@ def generate(
     *,
     retry_failed: bool = False,
     share: tuple[int, int] = (0, 1),
-    run: Runner = run_here(),
+    run: Runner | None = None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, int]:
     """Draw what the plan in `out` (see prepare) holds and is not there yet. Returns counts: planned, drawn, failed.
 
     share: (this worker, all workers) of those that draw into the same folder, each its own shards. retry_failed: draw again the
-    prompts that failed before.
+    prompts that failed before. run: where the shards are drawn; None: one after the other in this process.
     """
     worker, workers = share
     if not 0 <= worker < workers:
@@ -91,8 +91,25 @@ def generate(
         GenerateJob(out=out, shard=shard, painter=painter, config=config, retry_failed=retry_failed)
         for shard in range(worker, groups, workers)
     ]
-    run("drawing shards", jobs, progress)
+    if run:
+        run("drawing shards", jobs, progress)
+    else:
+        _draw_here([job for job in jobs if not job.done()], min(count, len(jobs) * config.shard_size), progress)
     return {"planned": count, **counts(out)}
+
+
+def _draw_here(jobs: Sequence[GenerateJob], total: int, progress: Progress) -> None:
+    """Shard after shard, told picture by picture."""
+    done = total - sum(len(job.planned()) for job in jobs)
+    progress("drawing pictures", done, total)
+    for job in jobs:
+        before = done
+
+        def report(drawn: int, before: int = before) -> None:
+            progress("drawing pictures", before + drawn, total)
+
+        job.draw(open_painter(job.painter), report)
+        done += len(job.planned())
 
 
 def plan_size(out: Path) -> tuple[int, int]:
@@ -146,9 +163,12 @@ class GenerateJob:
     def run(self) -> None:
         self.draw(open_painter(self.painter))
 
-    def draw(self, painter: Painter) -> None:
-        """Draw what is missing, batch by batch, each parked as it is done; then write the shard."""
-        planned = read_part(self.out / "plan.parquet", self.shard)
+    def planned(self) -> list[Planned]:
+        return read_part(self.out / "plan.parquet", self.shard)
+
+    def draw(self, painter: Painter, report: Callable[[int], None] = lambda done: None) -> None:
+        """Draw what is missing, batch by batch, each parked as it is done; then write the shard. `report` hears of each batch."""
+        planned = self.planned()
         rows, failures = self._found(planned)
         missing = [item for item in planned if item.number not in rows and item.number not in failures]
         in_a_row: list[Path] = []  # batches since the last picture
@@ -173,6 +193,7 @@ class GenerateJob:
                 )
             rows |= new
             failures |= wrong
+            report(len(rows) + len(failures))
         self._write(planned, rows, failures)
 
     def _found(self, planned: list[Planned]) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:

@@ -107,7 +107,7 @@ def pair(
         raise ConfigError(f"'{out}' is a file: expected a folder for the pairs")
     asked = {"options": asdict(config), "pictures_sha256": records.fingerprint, "clip": features.clip is not None}
     work = out / ".work"
-    _claim(work, asked)
+    _claim(work, {**asked, "chunk": CHUNK})
     thresholds = _prepare(records, features, work, config)
     jobs = [
         PairJob(work=work, task=task, start=start, stop=min(start + CHUNK, len(records)))

@@ -105,7 +105,10 @@ def shards(folder: Path, parts: tuple[str, ...] = PARTS) -> list[Path]:
 
     found = [shard for part in parts for shard in sorted((folder / part).glob("[!.]*.parquet"), key=place)]
     if not found:
-        raise DataError(f"'{folder}' holds no shards ({'/, '.join(parts)}/): build them with `deadiff data icons --out {folder}`")
+        raise DataError(
+            f"'{folder}' holds no shards ({'/, '.join(parts)}/): make them with `deadiff data icons --out {folder}`, "
+            "or with `generate` or `import`"
+        )
     return found
 
 
