@@ -91,6 +91,7 @@ class Command:
                 self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr or ()), daemon=True)
                 self._reader.start()
                 return
+        self.process.stderr.close()
         raise AssertionError(f"deadiff serve ended with {self.process.wait()}: {self.said}")
 
     def __enter__(self) -> "Command":
