@@ -83,7 +83,7 @@ class Features:
         }
         for kind, cache in self.caches.items():
             keys, compute = computes[kind]
-            todo = cache.missing(keys)[rank::ranks]
+            todo = cache.missing(keys[rank::ranks])  # not of what is missing: others may be writing already
             done = 0
 
             def told(count: int, kind: str = kind, total: int = len(todo)) -> None:
