@@ -287,3 +287,24 @@ def test_drawing_and_pairing_from_the_command_line(tmp_path, capsys):
     assert "sere: 8 pairs of 8 targets" in said
     assert cli.run([*command, "--shard-size", "3", "--seed", "1"]) == 2
     assert "was begun with plan.seed 0 and not 1" in capsys.readouterr().err
+
+
+def test_the_page_on_pairs_tells_the_truth():
+    """Its counts are those of the lists, and every option it names is one of the commands'."""
+    import typer
+
+    from deadiff.apps.data_commands import app
+
+    page = (Path(__file__).parents[1] / "docs" / "pairs.md").read_text()
+    subjects, styles = read_subjects(), read_styles()
+    for text in (page, (WORDS / "README.md").read_text()):
+        assert f"{len(subjects):,} subjects" in text and f"{len(styles)}" in text
+    for group, count in Counter(subject.group for subject in subjects).items():
+        assert f"{group} {count:,}" in page
+    for kind, count in Counter(style.kind for style in styles).items():
+        assert f"{kind} {count}" in page
+    assert f"{len(make_plan(subjects, styles, PlanConfig())):,} pictures" in page
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) - {"--processes"}
+    assert named <= known
