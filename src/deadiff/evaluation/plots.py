@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 760, 520  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 64, 170, 30, 52
+WIDTH, HEIGHT = 800, 520  # pixels
+LEFT, RIGHT, TOP, BOTTOM = 64, 210, 30, 52
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#6a4c93", "#3c8c5a", "#b5651d", "#7a7a7a", "#c71f8e", "#1b998b")
 INK, FAINT, RULE = "#1b1b1f", "#6b6b76", "#e4e4ea"
 
@@ -117,7 +117,7 @@ def _names(labels: list[tuple[float, float, str, str, bool]]) -> list[str]:
         parts.append(
             f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{left - 3}" y2="{at - 4:.1f}" stroke="{colour}" stroke-opacity="0.25"/>'
         )
-        parts.append(f'<text x="{left}" y="{at:.1f}" fill="{colour}" font-size="11"{weight}>{escape(title[:30])}</text>')
+        parts.append(f'<text x="{left}" y="{at:.1f}" fill="{colour}" font-size="11"{weight}>{escape(title[:34])}</text>')
     return parts
 
 

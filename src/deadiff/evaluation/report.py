@@ -22,6 +22,7 @@ table { border-collapse: collapse; margin: .8rem 0; font-size: 13px; font-varian
 .wide { overflow-x: auto; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e4e4ea; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; vertical-align: bottom; }
+table.claims td { white-space: normal; text-align: left; vertical-align: top; } table.claims th { text-align: left; }
 tr.ours td { background: #fdf1f2; font-weight: 600; } .note, figcaption { color: #6b6b76; font-size: 13px; }
 .holds { color: #2f7d4f; } .fails { color: #b3243b; } .open { color: #8a6d1d; }
 img, svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; } code { background: #f4f4f7; padding: .1rem .3rem; }
@@ -255,7 +256,7 @@ def _html(
     if claims:
         words = {"holds": "holds", "fails": "fails"}
         parts.append("<h2>Claims</h2>")
-        table = claims_table(claims).html()
+        table = claims_table(claims).html().replace("<table>", '<table class="claims">', 1)
         for outcome in {claim.outcome for claim in claims}:
             shown = f"<td>{escape(outcome)}</td>"
             table = table.replace(shown, f'<td class="{words.get(outcome, "open")}">{escape(outcome)}</td>')
