@@ -15,7 +15,7 @@ from deadiff.recipe import read_recipe
 from deadiff.web.server import start
 from tiny import picture, tiny_adapter, tiny_pipeline
 
-SOON = 60_000  # ms: a step of the page, also on a busy machine
+SOON = 120_000  # ms: a step of the page, also on a machine that trains at the same time
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # Gradio's and its server's own warnings are not ours to mend
     pytest.mark.timeout(300),
@@ -220,7 +220,9 @@ def test_a_style_is_saved_used_renamed_shared_deleted_and_brought_back(tab, refe
     tab.page.click("#style-delete")
     tab.said("Deleted the style", "style-said")
     assert list((tab.folder / "styles").iterdir()) == []
-    tab.page.set_input_files("#style-bring input[type=file], input[type=file][accept*=safetensors]", str(shared))
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.click("#style-bring")
+    chooser.value.set_files(str(shared))
     tab.said("Brought in the style 'ocean <b>'", "style-said")
 
     fresh = again_in_a_new_browser(tab)
