@@ -254,6 +254,12 @@ def test_verdicts_follow_the_numbers() -> None:
     )
 
 
+def test_what_nobody_measured_gets_no_verdict() -> None:
+    nan = float("nan")
+    found = outcomes(made_up({"ours": (0.5, nan, nan), "rival": (0.6, nan, nan)}, rivals=("rival",), reconstructive=("rival",)))
+    assert list(found) == ["style is at least 90% of the best reconstructive rival's"]
+
+
 def test_differences_are_paired_and_seeds_are_averaged_first() -> None:
     evaluation = made_up({"ours": (0.5, 0.5, 0.5), "rival": (0.5, 0.5, 0.5)}, noise=0.0)
     hard = np.array([int(c.prompt.split()[1]) / 10 for c in evaluation.scores["ours"].cells])  # a prompt's own difficulty

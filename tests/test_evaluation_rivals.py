@@ -184,6 +184,28 @@ def test_the_evaluation_recipes_can_be_read_and_name_rivals_that_exist() -> None
     read_eval_recipe(RECIPES / "eval" / "examples.toml")
 
 
+def test_the_whole_bench_is_one_command(
+    done: list[Evaluation], bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make paper` runs, on trainings and pictures that are there already: it trains and draws nothing."""
+    from deadiff.apps.cli import run
+    from deadiff.evaluation import judges
+
+    known = {r.subject for r in done[0].references} | set(done[0].recipe.prompts.values())
+    monkeypatch.setattr(judges, "load_judges", lambda folder=None: Judges(sorted(known)))
+    drawn = {path: path.stat().st_mtime_ns for path in bench.out.rglob("*.png")}
+    threads = torch.get_num_threads()
+    given = {"--data": data, "--out": bench.out, "--recipes": RECIPES, "--evaluation": bench.out / "mini.toml", "--budget": 64}
+    arguments = [str(part) for pair in given.items() for part in pair]
+    some = ["--start-budget", "128", "--skip-speed", "--only", "deadiff", "--only", "ip-adapter"]
+    assert run(["eval", "paper", *arguments, *some]) == 0
+    torch.set_num_threads(threads)
+    assert capsys.readouterr().out.split() == [str(bench.out / "evaluation" / f"report.{kind}") for kind in ("html", "md")]
+    assert {path: path.stat().st_mtime_ns for path in bench.out.rglob("*.png")} == drawn
+    page = (bench.out / "evaluation" / "report.md").read_text()
+    assert "IP-Adapter's way" in page and "without STRE" not in page and "deadiff eval paper" in page
+
+
 # ---- what the switches do ----
 
 

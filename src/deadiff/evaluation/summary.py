@@ -95,8 +95,8 @@ def verdicts(evaluation: Evaluation, averages: Averages) -> list[Verdict]:
     ours, rivals = ours_of(evaluation), rivals_of(evaluation)
     title = {method.name: method.title for method in evaluation.methods}
     found = []
-    if rivals:
-        found.append(_not_dominated(averages, ours, rivals, title))
+    if front := _not_dominated(averages, ours, rivals, title):
+        found.append(front)
     if PLAIN in title and (kept := averages.ratio(ours, PLAIN, "text")):
         found.append(
             Verdict(
@@ -108,26 +108,29 @@ def verdicts(evaluation: Evaluation, averages: Averages) -> list[Verdict]:
     reconstructive = [name for name in evaluation.recipe.claims.reconstructive if name in title]
     if reconstructive:
         found.extend(_style_kept(averages, ours, reconstructive, title))
-    if "leak" in columns and (others := [n for n in rivals if n != WORDS]):
-        found.append(_least_leakage(averages, ours, others, title))
+    if "leak" in columns and (least := _least_leakage(averages, ours, [n for n in rivals if n != WORDS], title)):
+        found.append(least)
     for name in evaluation.recipe.claims.ablations:
         if name in title:
             found.append(_ablation(averages, ours, name, title[name], columns))
     return found
 
 
-def _not_dominated(averages: Averages, ours: str, rivals: Sequence[str], title: dict[str, str]) -> Verdict:
+def _not_dominated(averages: Averages, ours: str, rivals: Sequence[str], title: dict[str, str]) -> Verdict | None:
     """Fails where a rival is better in both beyond its interval; holds where each is worse in one beyond it."""
-    better, undecided = [], []
+    better, undecided, compared = [], [], 0
     for name in rivals:
         style, text = (averages.difference(name, ours, column) for column in ("style", "text"))
         if style is None or text is None:
             continue
+        compared += 1
         if style.low > 0 and text.low > 0:
             better.append(f"{title[name]} (style {style}, text {text})")
         elif style.high >= 0 and text.high >= 0:
             undecided.append(title[name])
     claim = "no rival is better in both style and text"
+    if not compared:
+        return None
     if better:
         return Verdict(claim=claim, outcome=FAILS, because="better in both: " + "; ".join(better))
     if undecided:
@@ -165,7 +168,7 @@ def _style_kept(averages: Averages, ours: str, reconstructive: Sequence[str], ti
     return found
 
 
-def _least_leakage(averages: Averages, ours: str, others: Sequence[str], title: dict[str, str]) -> Verdict:
+def _least_leakage(averages: Averages, ours: str, others: Sequence[str], title: dict[str, str]) -> Verdict | None:
     more, less, equal = [], [], []
     for name in others:
         gap = averages.difference(name, ours, "leak")
@@ -176,7 +179,7 @@ def _least_leakage(averages: Averages, ours: str, others: Sequence[str], title: 
         return Verdict(claim=claim, outcome=FAILS, because="less than ours: " + "; ".join(less))
     if equal:
         return Verdict(claim=claim, outcome=OPEN, because="no different within the interval: " + "; ".join(equal))
-    return Verdict(claim=claim, outcome=HOLDS, because="more than ours: " + "; ".join(more))
+    return Verdict(claim=claim, outcome=HOLDS, because="more than ours: " + "; ".join(more)) if more else None
 
 
 def _ablation(averages: Averages, ours: str, name: str, title: str, columns: dict[str, Column]) -> Verdict:
