@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from deadiff.apps import cli
-from deadiff.data import generate, painter, plan, store
+from deadiff.data import generate, painter, plan, store, wordnet
 from deadiff.data.painter import PainterSpec, checked, pipeline_painter
 from deadiff.data.plan import PlanConfig, deal, make_plan
 from deadiff.data.splits import TRAIN, UNSEEN_COMBINATION, UNSEEN_STYLE
@@ -81,6 +81,30 @@ def test_wrong_words_are_one_clear_line(name, text, says, tmp_path):
     with pytest.raises(DataError, match=says) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_words_are_taken_from_wordnet_by_what_they_are_a_kind_of(tmp_path):
+    """A dictionary of seven meanings in WordNet's own format."""
+    meanings = [  # offset, file, word, parent, gloss, sense number, times tagged
+        ("00000001", "03", "animal", "", "a living being", 1, 9),
+        ("00000002", "05", "dog", "00000001", "a pet", 1, 40),
+        ("00000003", "05", "corgi", "00000002", "a small dog", 1, 0),
+        ("00000004", "05", "hymenopteran", "00000001", "a kind that nobody says", 1, 0),
+        ("00000005", "05", "honey_bee", "00000004", "makes honey", 1, 2),
+        ("00000006", "05", "Afghan", "00000002", "a name", 1, 5),
+        ("00000007", "05", "cur", "00000002", "an offensive word", 1, 5),
+    ]
+    lines = ["  1 the licence"]
+    for offset, file, word, parent, gloss, _, _ in meanings:
+        pointers = f"001 @ {parent} n 0000" if parent else "000"
+        lines.append(f"{offset} {file} n 01 {word} 0 {pointers} | {gloss}  ")
+    (tmp_path / "data.noun").write_text("\n".join(lines) + "\n")
+    senses = [f"{word.lower()}%1:{file}:00:: {offset} {number} {count}" for offset, file, word, _, _, number, count in meanings]
+    (tmp_path / "index.sense").write_text("\n".join([*senses, "bark%2:32:00:: 00000009 1 3"]) + "\n")
+    assert wordnet.drawable(tmp_path)["animals"] == ["dog", "honey bee", "corgi"]  # the most used first
+    (tmp_path / "curated.txt").write_text("# ours\n[animals]\nunicorn, dog\n[never]\ncorgi\n")
+    assert wordnet.write_subjects(tmp_path, tmp_path)["animals"] == 3
+    assert [subject.word for subject in read_subjects(tmp_path / "subjects.tsv")] == ["unicorn", "dog", "honey bee"]
 
 
 # ---------------------------------------------------------------- the plan
