@@ -115,9 +115,10 @@ def _one(
     if method.draws:
         stylizer = opener(method, recipe.dtype)
         folder = f"{method.name}-{identity(method, stylizer, recipe)}"
-        draw_missing(method, stylizer, folder, cells, references, recipe, out, progress)
+        drawn = draw_missing(method, stylizer, folder, cells, references, recipe, out, progress)
         del stylizer
-        gc.collect()
+        if drawn:
+            gc.collect()  # U-Net and processors point at each other: without it several models stay in memory
     path = out / "scores" / f"{folder}.parquet"
     kept = read_scores(path, scorer.name)
     have = set(kept.cells) if kept else set()
