@@ -90,13 +90,12 @@ class Tab:
 
     def draw(self, prompt: str, steps: int = 3, number: int = 1, seed: str = "7") -> list[Path]:
         """Press Draw and wait until it is done: the files that are new."""
-        before = set(self.folder.glob("*.png"))
+        before = self.files()
         self.page.fill("#prompt textarea", prompt)
         self.enter("number", str(number))
         self.enter("seed", seed)
         self.page.click("#draw")
-        self.said(r"pictures? in")
-        return sorted(set(self.folder.glob("*.png")) - before)
+        return self.done(before)
 
     def said(self, pattern: str, part: str = "now") -> str:
         self.page.wait_for_function(
@@ -106,8 +105,13 @@ class Tab:
         return self.page.inner_text(f"#{part}")
 
     def done(self, before: set[Path]) -> list[Path]:
+        """Wait until a drawing that was asked for has ended: the files that are new."""
+        for _ in range(SOON // 50):  # until the first is there the page may still tell of the drawing before
+            if self.files() - before:
+                break
+            self.page.wait_for_timeout(50)
         self.said(r"pictures? in")
-        return sorted(set(self.folder.glob("*.png")) - before)
+        return sorted(self.files() - before)
 
     def files(self) -> set[Path]:
         return set(self.folder.glob("*.png"))

@@ -26,6 +26,7 @@ progress::-moz-progress-bar {background: #3b6fd4; border-radius: 4px;}
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible
   {outline: 3px solid #3b6fd4 !important; outline-offset: 2px;}
 .grid-wrap {padding-top: 30px !important;}
+#gallery .grid-wrap, #style-gallery .grid-wrap {min-height: 0 !important; height: auto !important;}
 .grid-wrap .grid-container {grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important;}
 .grid-wrap .caption-label {max-width: 100%; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
 .references .grid-wrap .grid-container {grid-template-columns: repeat(auto-fill, 92px) !important;}
@@ -34,14 +35,19 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
   #sides {flex-direction: column;}
   #sides > .column {min-width: 0 !important; width: 100%;}
   .grid-wrap:not(.references *) .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important;}
-  #go {position: fixed; left: 0; right: 0; bottom: 0; z-index: 20; padding: 8px 12px; background: var(--body-background-fill);
+  #go {position: fixed; left: 0; right: 0; bottom: 0; z-index: 1000; padding: 8px 12px; background: var(--body-background-fill);
     border-top: 1px solid var(--border-color-primary); flex-wrap: nowrap;}
   #sides {padding-bottom: 72px;}
   #now {scroll-margin-bottom: 80px;}
 }
 """
 
-SHOW_PROGRESS = "() => { document.querySelector('#now').scrollIntoView({block: 'center', behavior: 'smooth'}); return []; }"
+# On a phone the place where pictures come may be out of sight when Draw is pressed.
+SHOW_PROGRESS = """() => {
+  const block = innerWidth <= 640 ? 'center' : 'nearest';
+  document.querySelector('#now').scrollIntoView({block, behavior: 'smooth'});
+  return [];
+}"""
 
 # The browser itself holds the page to what is promised: nothing is loaded from, or sent to, anywhere but this app.
 CONTENT_SECURITY_POLICY = "; ".join(
