@@ -37,7 +37,7 @@ def three_steps(model: Path, sharded: bool) -> tuple[list[float], dict[str, torc
                 fully_shard(module, mesh=mesh)
         fully_shard(step, mesh=mesh)
     trained = {name: p for name, p in adapter.named_parameters() if p.requires_grad}
-    optimizer, average = torch.optim.AdamW(trained.values(), lr=1e-2), Average(trained)
+    optimizer, average = torch.optim.AdamW(trained.values(), lr=1e-3), Average(trained)
     losses = []
     for number in range(3):
         loss = step(sample, Live(*torch.ones(3, 2, dtype=torch.bool)), torch.Generator().manual_seed(number))

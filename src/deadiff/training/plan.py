@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from deadiff.adapter import DEADiffAdapter
@@ -39,6 +39,12 @@ from deadiff.training.objectives import Live, Objective
 GIB, TERA = 2**30, 1e12
 DEVICES = {"A100": 312 * TERA, "H100": 989 * TERA, "RTX 4090": 165 * TERA}  # dense bf16 operations a second, by their makers
 UTILISATION = 0.4  # of those: what well-run diffusion training reaches
+_CPU_ATTENTION = {  # which torch's counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 _SDXL_UNET = {
     "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -164,14 +170,14 @@ def estimate(recipe: AdapterRecipe, batch_size: int | None = None) -> Cost:
         step = AdapterStep(adapter, base, empty, recipe.loop.loss_weighting)
         frozen = [*base.unet.parameters(), *base.vae.parameters(), *adapter.vision.parameters()]
         frozen += [p for _, encoder in base.readers for p in encoder.parameters()]
-        memory, flops = LiveBytes(), FlopCounterMode(display=False)
+        memory, flops = LiveBytes(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
         memory.ignore(iter([*frozen, *trained.values()]))
         live = Live(*torch.ones(3, count, dtype=torch.bool))
         with flops, memory, _autocast(recipe):
             loss = step(sample, live, torch.Generator().manual_seed(0))
             loss.backward()
         gradients = sum(p.grad.nbytes for p in trained.values() if p.grad is not None)
-        encoders = FlopCounterMode(display=False)
+        encoders = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
         with encoders, torch.no_grad():
             side = adapter.config.preprocess.size
             adapter.vision(torch.randn(count, 3, side, side))
