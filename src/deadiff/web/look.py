@@ -75,11 +75,11 @@ HEADERS = {
 
 def theme() -> Any:
     """Gradio's plainest theme in the system's own fonts: GoogleFont would fetch them."""
-    import gradio as gr
+    from gradio import themes
 
-    sans = [gr.themes.Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")]
-    mono = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
-    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono)
+    sans = [themes.Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")]
+    mono = [themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
+    return themes.Base(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono)
 
 
 class SafeHeaders:

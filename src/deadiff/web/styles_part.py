@@ -19,7 +19,8 @@ class StylesPart:
     """Made inside the page's tab; `wire` connects it once the form is complete."""
 
     def __init__(self, studio: Studio, form: Form) -> None:
-        self.studio, self.form = studio, form
+        assert form.style.saved is not None
+        self.studio, self.form, self.saved = studio, form, form.style.saved
         self.said = gr.HTML("", elem_id="style-said")
         with gr.Row():
             self.new_name = gr.Textbox(label="Name", placeholder="blue ink", max_lines=1, elem_id="style-name", scale=3)
@@ -47,18 +48,16 @@ class StylesPart:
     @property
     def lists(self) -> list[Any]:
         """What shows the library's names."""
-        return [self.gallery, self.choice, *([self.form.style.saved] if self.form.style.saved is not None else [])]
+        return [self.gallery, self.choice, self.saved]
 
     def now(self, chosen: str | None = None) -> dict[Any, Any]:
         styles = self.studio.folder.styles.styles()
         names = [style.name for style in styles]
-        changes: dict[Any, Any] = {
+        return {
             self.gallery: [(style.thumbnail, style.name) for style in styles],
             self.choice: gr.update(choices=names, value=chosen),
+            self.saved: gr.update(choices=names, visible=bool(names)),
         }
-        if self.form.style.saved is not None:
-            changes[self.form.style.saved] = gr.update(choices=names, visible=bool(names))
-        return changes
 
     def wire(self, private: dict[str, Any]) -> None:
         outputs = [self.said, *self.lists]
@@ -66,10 +65,10 @@ class StylesPart:
             event(self._save, {self.new_name, *self.form.inputs}, [*outputs, self.new_name], **private)
         self.gallery.select(self._select, None, [self.choice], **private)
         self.choice.change(self._offer, [self.choice], [self.share], **private)
-        self.use.click(self._use, [self.choice, self.form.style.saved], [self.form.style.saved, self.said], **private)
+        self.use.click(self._use, [self.choice, self.saved], [self.saved, self.said], **private)
         for event in (self.rename.click, self.other_name.submit):
-            event(self._rename, {self.choice, self.other_name, self.form.style.saved}, [*outputs, self.other_name], **private)
-        self.delete.click(self._delete, [self.choice, self.form.style.saved], outputs, js=CONFIRM, **private)
+            event(self._rename, {self.choice, self.other_name, self.saved}, [*outputs, self.other_name], **private)
+        self.delete.click(self._delete, [self.choice, self.saved], outputs, js=CONFIRM, **private)
         self.bring.upload(self._bring, [self.bring], outputs, **private)
 
     def _save(self, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -100,7 +99,7 @@ class StylesPart:
         if not name:
             return {self.said: markup.wrong("no style is chosen: pick one above")}
         names = [*(ticked or []), *([] if name in (ticked or []) else [name])]
-        return {self.form.style.saved: names, self.said: markup.said(f"'{name}' is among the style references now")}
+        return {self.saved: names, self.said: markup.said(f"'{name}' is among the style references now")}
 
     def _rename(self, values: dict[Any, Any]) -> dict[Any, Any]:
         old = values[self.choice]
@@ -110,7 +109,7 @@ class StylesPart:
             style = self.studio.folder.styles.rename(old, values[self.other_name] or "")
         except DEADiffError as error:
             return {self.said: markup.wrong(str(error))}
-        ticked = [style.name if name == old else name for name in values[self.form.style.saved] or []]
+        ticked = [style.name if name == old else name for name in values[self.saved] or []]
         return {
             **self.now(style.name),
             **self._ticked(ticked),
@@ -136,5 +135,5 @@ class StylesPart:
         return {**self.now(style.name), self.said: markup.said(f"Brought in the style '{style.name}'")}
 
     def _ticked(self, names: list[str]) -> dict[Any, Any]:
-        saved, there = self.form.style.saved, self.studio.folder.styles.names()
-        return {} if saved is None else {saved: gr.update(choices=there, value=names, visible=bool(there))}
+        there = self.studio.folder.styles.names()
+        return {self.saved: gr.update(choices=there, value=names, visible=bool(there))}
