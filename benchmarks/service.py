@@ -31,18 +31,19 @@ class Server:
     """`deadiff serve` in a process of its own, and its memory over time."""
 
     def __init__(self, model: str, folder: str, max_batch: int) -> None:
-        command = [sys.executable, "-c", "from deadiff.apps.cli import main; main()", "serve", "--port", "0", "--data", folder]
+        command = [sys.executable, __file__, "serve", "--port", "0", "--data", folder]  # this file again, see the end
         command += ["--model", model, "--max-batch", str(max_batch), "--max-queue", "100000"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
-        said = ""
+        self.said: list[str] = []
         for line in self.process.stderr:
-            said += line
+            self.said.append(line)
             if found := re.search(r"on http://([^:]+):(\d+),", line):
                 self.host, self.port = found[1], int(found[2])
                 break
         else:
-            raise SystemExit(f"the service did not start: {said}")
+            raise SystemExit(f"the service did not start: {self.said}")
+        threading.Thread(target=lambda: self.said.extend(self.process.stderr or ()), daemon=True).start()
         self.memory: list[float] = []  # MiB, four times a second
         self._over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -57,10 +58,11 @@ class Server:
 
     def stop(self) -> None:
         self._over.set()
+        code = self.process.poll()
         self.process.terminate()
         self.process.wait(60)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        if code is not None or sys.exc_info()[0] is not None:
+            print(f"the service ({'running' if code is None else f'ended with {code}'}) said:", *self.said[-40:], file=sys.stderr)
 
 
 class Client:
@@ -221,4 +223,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["serve"]:
+        from deadiff.apps.cli import main as command
+
+        command()
+    else:
+        main()
