@@ -344,3 +344,26 @@ def test_a_phone_shows_everything_without_sideways_scrolling_and_draws(browser, 
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert tab.errors == []
     tab.context.close()
+
+
+def test_a_password_keeps_strangers_out(browser, tmp_path):
+    running = start(tmp_path / "kept", ["icons"], port=0, password="open sesame", loader=tiny_stylizer)
+    try:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(SOON)
+        kept = tmp_path / "kept" / "secret.png"
+        picture(1).save(kept)
+        for address in ("config", f"gradio_api/file={kept}"):
+            assert page.request.get(running.url + address).status == 401
+        page.goto(running.url)
+        page.wait_for_selector("input[type=password]")
+        assert page.locator("#draw").count() == 0
+        page.locator("input:not([type=password])").first.fill("deadiff")
+        page.fill("input[type=password]", "open sesame")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#draw")
+        assert page.request.get(running.url + f"gradio_api/file={kept}").status == 200
+        context.close()
+    finally:
+        running.close()
