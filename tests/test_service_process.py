@@ -57,7 +57,7 @@ on_postgres = pytest.param("postgresql", marks=pytest.mark.skipif(why_not() is n
 @pytest.mark.parametrize("kind", ["sqlite", on_postgres])
 def test_killed_in_the_middle_and_started_again_every_accepted_job_finishes_once(kind, model, tmp_path):
     with nullcontext(None) if kind == "sqlite" else postgres() as database:
-        options = ["--model", str(model), "--max-batch", "4"]
+        options = ["--model", str(model), "--max-batch", "4", "--grace", "1"]
         options += ["--database", database, "--lease", "1"] if database else []
         data = tmp_path / "data"
         with Command(data, *options) as first:
