@@ -16,6 +16,7 @@ import scale_training as scale
 import small_models as small
 import tiny
 from deadiff.adapter import DEADiffAdapter
+from deadiff.apps.cli import run as run_command
 from deadiff.errors import CheckpointError, ConfigError, DataError
 from deadiff.routes import ROUTES
 from deadiff.training.accelerated import Training, start_adapter
@@ -27,6 +28,7 @@ from deadiff.training.bases import load_base
 from deadiff.training.features import Features
 from deadiff.training.initialise import blip_diffusion_name, select_trained, start_from_blip_diffusion
 from deadiff.training.objectives import Live, Objective, diffusion_loss
+from deadiff.training.plan import estimate
 from deadiff.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -470,3 +472,43 @@ def test_loss_weights_by_name() -> None:
     expected = (each * ratio.clamp(max=5) / ratio).mean()
     assert torch.allclose(diffusion_loss(predicted, latents, noise, timesteps, schedule, "min_snr"), expected)
     assert expected < each.mean()
+
+
+# ---- the command and the plan ----
+
+
+def test_a_dry_run_takes_a_step_and_says_what_the_training_costs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["train", str(ROOT / "recipes/icons/deadiff.toml"), "--dry-run", "--set", "loop.steps=123456"]) == 0
+    said = capfd.readouterr()
+    assert "first step taken: loss" in said.err and "16 layers routed" in said.err
+    for part in ("123,456 steps", "trained  ", "memory  ", "arithmetic", "A100 hours"):
+        assert part in said.out
+
+
+def test_the_simulated_step_counts_what_lives_and_what_is_recomputed() -> None:
+    recipe = parse_recipe(read_table(ROOT / "recipes/icons/deadiff.toml"), "icons")
+    plain, saving = (estimate(replace(recipe, loop=replace(recipe.loop, gradient_checkpointing=on))) for on in (False, True))
+    assert saving.operations > 1.2 * plain.operations  # the forward pass runs twice
+    assert saving.activation_bytes < plain.activation_bytes
+    assert plain.state_bytes == 16 * plain.trained and plain.activation_bytes > 4 * plain.trained
+    twice = estimate(recipe, batch_size=2 * recipe.loop.batch_size)
+    gradients = 4 * plain.trained  # of which there are no more for twice the samples
+    assert 1.5 < (twice.activation_bytes - gradients) / (plain.activation_bytes - gradients) < 3
+    assert twice.operations == pytest.approx(2 * plain.operations, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["recipes/icons/base.toml", "--dry-run"], "--dry-run is for recipes of stage"),
+        (["recipes/sd15/adapter.toml", "--set", "loop.steps"], "expected NAME=VALUE"),
+        (["recipes/sd15/adapter.toml", "--set", "loop.stps=3"], "unknown key 'stps'"),
+        (["recipes/sd15/adapter.toml", "--data", "/nowhere"], "'/nowhere'"),
+        (["recipes/none.toml"], "cannot be read"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path, *options = arguments
+    assert run_command(["train", str(ROOT / path), *options]) == 2
+    said = capfd.readouterr().err.strip()
+    assert says in said and said.count("\n") == 0 and said.startswith("error: ")

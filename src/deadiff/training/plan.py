@@ -62,8 +62,8 @@ class Cost:
 
     trained: int  # parameters
     frozen_bytes: int  # U-Net, eye, VAE, text encoders
-    state_bytes: int  # weights, gradients, two moments and the average of what is trained: 20 bytes each
-    activation_bytes: int  # greatest sum of what is alive beside them during forward and backward
+    state_bytes: int  # weights, two moments and the average of what is trained: 16 bytes each
+    activation_bytes: int  # greatest sum of what is alive beside them during forward and backward, gradients among it
     operations: float  # forward and backward of a draw, recomputation included
     encoder_operations: float  # of eye, VAE and text encoder, which caches save
 
@@ -176,7 +176,6 @@ def estimate(recipe: AdapterRecipe, batch_size: int | None = None) -> Cost:
         with flops, memory, _autocast(recipe):
             loss = step(sample, live, torch.Generator().manual_seed(0))
             loss.backward()
-        gradients = sum(p.grad.nbytes for p in trained.values() if p.grad is not None)
         encoders = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
         with encoders, torch.no_grad():
             side = adapter.config.preprocess.size
@@ -190,8 +189,8 @@ def estimate(recipe: AdapterRecipe, batch_size: int | None = None) -> Cost:
     return Cost(
         trained=numbers,
         frozen_bytes=sum(p.nbytes for p in frozen),
-        state_bytes=20 * numbers,
-        activation_bytes=memory.peak - gradients,
+        state_bytes=16 * numbers,
+        activation_bytes=memory.peak,
         operations=float(flops.get_total_flops()),
         encoder_operations=float(encoders.get_total_flops()),
     )
@@ -220,7 +219,7 @@ def describe(recipe: AdapterRecipe, cost: Cost) -> list[str]:
         + "".join(f", on {n} {loop.draws // n}" for n in (2, 4, 8, 16) if loop.draws % n == 0),
         f"trained     {cost.trained / 1e6:,.1f} M weights; a checkpoint takes {16 * cost.trained / GIB:.1f} GiB",
         f"memory      {cost.total_bytes / GIB:.1f} GiB a device = {cost.frozen_bytes / GIB:.1f} frozen models + "
-        f"{cost.state_bytes / GIB:.1f} weights, gradients, moments, average + {cost.activation_bytes / GIB:.1f} activations",
+        f"{cost.state_bytes / GIB:.1f} weights, moments, average + {cost.activation_bytes / GIB:.1f} activations and gradients",
         f"arithmetic  {cost.operations / loop.batch_size / TERA:.2f} TFLOP a sample; without caches "
         f"{cost.encoder_operations / loop.batch_size / TERA:.2f} more",
     ]
@@ -248,6 +247,15 @@ def first_step(recipe: AdapterRecipe, batch_size: int = 1, report: Callable[[str
     step = AdapterStep(adapter, base, empty, recipe.loop.loss_weighting)
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate(recipe.loop, 0), betas=recipe.loop.betas)  # pyright: ignore
     average = Average(trained)
+    for p in trained.values():
+        p.grad = torch.zeros_like(p)
+    with torch.no_grad():  # AdamW makes its moments at its first step: they exist in every later one
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe.loop, 0)  # pyright: ignore
     live, began = Live(*torch.ones(3, batch_size, dtype=torch.bool)), time.monotonic()
     with seeded(0, torch.device("cpu")), _autocast(recipe):
         loss = step(sample, live, torch.Generator().manual_seed(0))
