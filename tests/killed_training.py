@@ -61,7 +61,7 @@ def killed_often(model: str, run: Path, kills: int) -> dict:
     for _ in range(kills):
         before = last_step(run)[0]
         child = fork(lambda: started(model, run, 100_000).run() and 0)
-        wait = rng.uniform(0.05, 2.5)
+        wait = rng.uniform(0.05, 1.5)
         deadline = time.monotonic() + 60  # on a busy machine until something was done at all; the moment stays random
         while not (run / "run.json").is_file() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -491,10 +491,6 @@ def test_the_simulated_step_counts_what_lives_and_what_is_recomputed() -> None:
     assert saving.operations > 1.2 * plain.operations  # the forward pass runs twice
     assert saving.activation_bytes < plain.activation_bytes
     assert plain.state_bytes == 16 * plain.trained and plain.activation_bytes > 4 * plain.trained
-    twice = estimate(recipe, batch_size=2 * recipe.loop.batch_size)
-    gradients = 4 * plain.trained  # of which there are no more for twice the samples
-    assert 1.5 < (twice.activation_bytes - gradients) / (plain.activation_bytes - gradients) < 3
-    assert twice.operations == pytest.approx(2 * plain.operations, rel=0.01)
 
 
 @pytest.mark.parametrize(
