@@ -9,7 +9,7 @@ import torch
 
 from deadiff.data.build import BuildConfig, build
 from deadiff.embedded import load_embedded
-from deadiff.errors import ConfigError, DataError
+from deadiff.errors import CheckpointError, ConfigError, DataError
 from deadiff.training import stages
 from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, latest_checkpoint, train
@@ -183,3 +183,25 @@ def test_a_checkpoint_of_another_model_is_refused(run: Path, data: Path, tmp_pat
     task = stages.STAGES["autoencoder"][0](recipe(tmp_path, "autoencoder"), art, run)
     with pytest.raises(DataError, match="not this model's"):
         train(task, LoopConfig(steps=9, batch_size=2), run / "base")
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.pack(run, tmp_path / "model", {})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(weights: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deadiff.eight_bit.save", full)
+    with pytest.raises(CheckpointError, match="No space left on device: make room and pack it again"):
+        stages.pack(run, tmp_path / "model", {"licence": "another"})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_model_folder_of_another_make_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+    stages.pack(run, tmp_path, {})
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
+    with pytest.raises(CheckpointError, match="weights are missing"):
+        load_embedded(tmp_path)

@@ -5,12 +5,14 @@ FOLDER/{unet,vae,text_encoder,deadiff}/{config.json,weights.safetensors}, FOLDER
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -19,6 +21,7 @@ from deadiff.adapter import DEADiffAdapter
 from deadiff.autoencoder import PatchAutoencoder
 from deadiff.config import read_config
 from deadiff.errors import CheckpointError
+from deadiff.weights import check_weights
 
 WEIGHTS = "weights.safetensors"
 ICONS = Path(__file__).parent / "icons"
@@ -33,7 +36,9 @@ def load_embedded(folder: Path = ICONS, dtype: torch.dtype = torch.float32) -> t
     text_encoder = CLIPTextModel(CLIPTextConfig(**_config(folder / "text_encoder")))
     for name, module in {"vae": vae, "unet": unet, "text_encoder": text_encoder}.items():
         assert isinstance(module, nn.Module)
-        module.load_state_dict(eight_bit.load(folder / name / WEIGHTS))
+        weights = eight_bit.load(folder / name / WEIGHTS)
+        check_weights(module.state_dict(), weights, str(folder / name / WEIGHTS))
+        module.load_state_dict(weights)
         module.to(dtype).eval()  # pyright: ignore
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     scheduler = DDIMScheduler.from_config(_config(folder / "scheduler", "scheduler_config.json"))
@@ -63,7 +68,24 @@ def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def save_embedded(pipe: StableDiffusionPipeline, adapter: DEADiffAdapter, folder: Path) -> None:
-    """Write a pipeline and its adapter in the form that `load_embedded` reads."""
+    """Write a pipeline and its adapter in the form that `load_embedded` reads: all of it, or nothing where there is no room.
+
+    Other files of the folder (a model card, defaults) stay. Raises CheckpointError.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
+            _write(pipe, adapter, Path(partial))
+            for path in [path for path in Path(partial).rglob("*") if path.is_file()]:
+                final = folder / path.relative_to(partial)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                path.chmod(0o644)
+                path.replace(final)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write the model into '{folder}': {error}: make room and pack it again") from error
+
+
+def _write(pipe: StableDiffusionPipeline, adapter: DEADiffAdapter, folder: Path) -> None:
     for name in ("unet", "vae", "text_encoder"):
         module = getattr(pipe, name)
         (folder / name).mkdir(parents=True, exist_ok=True)
