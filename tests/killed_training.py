@@ -79,10 +79,11 @@ def killed_often(model: str, run: Path, kills: int) -> dict:
 def full_disk(model: str, run: Path) -> dict:
     """A checkpoint that cannot be written stops with one clear line, and the folder stays what it was."""
     before = last_step(run)[0]
+    limit = max(run.glob("checkpoint-*.safetensors")).stat().st_size // 2  # bytes: room for a curve, not for a checkpoint
 
     def limited() -> int:
         training = started(model, run, 100_000)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bytes: less than a checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         try:
             training.run()

@@ -108,6 +108,7 @@ def test_a_resumed_run_equals_an_unbroken_one(stage: str, run: Path, data: Path,
 
 def test_a_run_that_is_asked_to_stop_keeps_its_last_step(run: Path, data: Path, tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM finish the step, write a checkpoint and end as an interrupt."""
+    before = signal.getsignal(signal.SIGTERM)
     task = stages.STAGES["autoencoder"][0](recipe(tmp_path, "autoencoder"), IconArt(data), run)
     config = LoopConfig(steps=1000, batch_size=2, warmup_steps=2, log_steps=1)
     with pytest.raises(KeyboardInterrupt):
@@ -116,7 +117,7 @@ def test_a_run_that_is_asked_to_stop_keeps_its_last_step(run: Path, data: Path, 
         )
     found = latest_checkpoint(tmp_path / "run")
     assert found is not None and torch.load(found, weights_only=True)["step"] == 2
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_pairs_share_what_they_should_and_never_a_picture(data: Path) -> None:

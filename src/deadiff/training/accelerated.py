@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -385,6 +386,7 @@ def make_accelerator(config: ScaleConfig, run: Path) -> Accelerator:
             raise MissingExtraError(f"tracker {name!r} is not installed: pip install {name}, or leave it out of trackers")
     project = ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard"))
     try:
+        AcceleratorState._reset_state()  # an earlier run in this process, in a notebook say, may have had another precision
         return Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with=trackers or None,  # pyright: ignore[reportArgumentType]

@@ -64,10 +64,14 @@ class RunFolder:
                 )
 
     def write(self, name: str, text: str) -> None:
-        """Whole or not at all."""
+        """Whole or not at all. Raises DataError when it cannot be written."""
         partial = self.folder / f".{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, self.folder / name)
+        try:
+            partial.write_text(text)
+            os.replace(partial, self.folder / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise DataError(f"cannot write '{self.folder / name}': {error}: make room, then run the same command again") from error
 
     # ---- checkpoints ----
 
