@@ -26,7 +26,7 @@ ENVIRONMENT = {
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # gloo, as there is no GPU
-TOLERANCE = 1e-5  # absolute, of losses near 1: sums in another order
+TOLERANCE = 5e-5  # absolute, of losses near 1: sums in another order, by another number of threads
 RECIPE = """
 stage = "deadiff"
 [base]

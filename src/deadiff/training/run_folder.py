@@ -71,7 +71,7 @@ class RunFolder:
             os.replace(partial, self.folder / name)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise DataError(f"cannot write '{self.folder / name}': {error}: make room, then run the same command again") from error
+            raise DataError(f"cannot write '{self.folder / name}': {error}: make room and run the same command again") from error
 
     # ---- checkpoints ----
 
