@@ -119,6 +119,21 @@ def _one(
         del stylizer
         if drawn:
             gc.collect()  # U-Net and processors point at each other: without it several models stay in memory
+    report = None if progress is None else lambda done, total: progress(f"{method.title}, scores", done, total)
+    return score_new(method, folder, cells, recipe, references, out, scorer, report), folder
+
+
+def score_new(
+    method: Method,
+    folder: str,
+    cells: Sequence[Cell],
+    recipe: EvalRecipe,
+    references: Sequence[StyleReference],
+    out: Path,
+    scorer: Scorer,
+    report: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """The scores of these cells, whose pictures are drawn: those of earlier sittings from OUT/scores, the rest measured now."""
     path = out / "scores" / f"{folder}.parquet"
     kept = read_scores(path, scorer.name)
     have = set(kept.cells) if kept else set()
@@ -135,17 +150,12 @@ def _one(
             )
             for cell in new
         ]
-
-        def report(done: int, total: int) -> None:
-            if progress is not None:
-                progress(f"{method.title}, scores", done, total)
-
         columns = scorer.score(shots, report)
         pictures = [str(shot.picture.relative_to(out)) for shot in shots]
         kept = _joined(kept, Scores(cells=new, pictures=pictures, columns=columns))
         write_scores(path, kept, scorer.name)
     assert kept is not None
-    return kept.chosen(cells), folder
+    return kept.chosen(cells)
 
 
 def _joined(old: Scores | None, new: Scores) -> Scores:

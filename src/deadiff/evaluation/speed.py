@@ -21,14 +21,14 @@ import numpy as np
 
 from deadiff.errors import ConfigError
 from deadiff.evaluation.design import MODEL, Cell, EvalRecipe, Method, read_eval_recipe
-from deadiff.evaluation.drawing import Progress, draw_missing, identity, open_method, picture_of
+from deadiff.evaluation.drawing import Progress, draw_missing, identity, open_method
 from deadiff.evaluation.intervals import Interval, difference, mean
 from deadiff.evaluation.plots import Point, Series, scatter
-from deadiff.evaluation.protocol import MakeScorer, machine
-from deadiff.evaluation.reference_set import StyleReference, picture_path, reference_set
+from deadiff.evaluation.protocol import MakeScorer, machine, score_new
+from deadiff.evaluation.reference_set import StyleReference, reference_set
 from deadiff.evaluation.report import STYLE_SHEET, TextTable
-from deadiff.evaluation.scores import Shot, read_pictures
-from deadiff.evaluation.table import Scores, read_scores, write_scores
+from deadiff.evaluation.scores import read_pictures
+from deadiff.evaluation.table import Scores
 
 YARDSTICK = ("ddim", 50)  # solver and steps of the released app
 MARGIN = 0.02  # how much of style + text a faster default may lose, beyond its interval
@@ -171,24 +171,7 @@ def _one(
     if drawn == len(cells):
         timed.parent.mkdir(parents=True, exist_ok=True)
         timed.write_text(f"{seconds / drawn}\n")
-    path = out / "scores" / f"{folder}.parquet"
-    kept = read_scores(path, scorer.name)
-    if kept is None or set(kept.cells) < set(cells):
-        by_name = {reference.name: reference for reference in references}
-        shots = [
-            Shot(
-                picture=picture_of(method, folder, cell, references, out),
-                reference=by_name[cell.reference],
-                reference_picture=picture_path(out, by_name[cell.reference]),
-                prompt=cell.prompt,
-                subject=recipe.prompts[cell.prompt],
-            )
-            for cell in cells
-        ]
-        pictures = [str(shot.picture.relative_to(out)) for shot in shots]
-        kept = Scores(cells=list(cells), pictures=pictures, columns=scorer.score(shots))
-        write_scores(path, kept, scorer.name)
-    return kept.chosen(cells)
+    return score_new(method, folder, cells, recipe, references, out, scorer)
 
 
 @contextmanager

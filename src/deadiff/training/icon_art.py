@@ -100,6 +100,11 @@ class IconArt:
 
         STRE captions mostly leave the style to the reference; SERE captions name the style of the target in half of the cases.
         """
+        references, targets, captions = self.pairs(objective, draw, count, paired)
+        return self.pictures[references], self._cached()[targets], captions
+
+    def pairs(self, objective: Objective, draw: int, count: int, paired: bool = True) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """The draws of for_adapter by number: references and targets, (count,) each, and the captions of the targets."""
         rng = rng_of(self.seed, draw, stream=4)
         targets, references = [], []
         while len(targets) < count:
@@ -110,7 +115,7 @@ class IconArt:
                 references.append(reference)
         chosen = np.array(targets)
         share = 0.25 if objective is Objective.STRE else 0.5
-        return self.pictures[references], self._cached()[chosen], self.captions(chosen, rng, share)
+        return np.array(references), chosen, self.captions(chosen, rng, share)
 
     def reference_for(self, objective: Objective, target: int, rng: np.random.Generator) -> int | None:
         """A reference for one target under one task, or None if its style or subject stands alone."""

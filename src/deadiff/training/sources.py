@@ -11,7 +11,6 @@ from deadiff.data.pair_source import PairSource
 from deadiff.data.picture_store import square
 from deadiff.training.icon_art import IconArt
 from deadiff.training.objectives import Objective
-from deadiff.training.samples import rng_of
 
 # B samples of a draw, S side of a picture in pixels, N pictures
 
@@ -78,16 +77,7 @@ class IconPairs:
         self.fingerprint = hashlib.sha256("".join(row["sha256"] for row in art.rows).encode()).hexdigest()
 
     def numbers(self, objective: Objective, draw_number: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        rng = rng_of(self.art.seed, draw_number, stream=4)
-        targets, references = [], []
-        while len(targets) < count:
-            target = int(self.art.choose(rng, 1)[0])
-            reference = self.art.reference_for(objective, target, rng)
-            if reference is not None:
-                targets.append(target)
-                references.append(reference)
-        share = 0.25 if objective is Objective.STRE else 0.5
-        return np.array(references), np.array(targets), self.art.captions(np.array(targets), rng, share)
+        return self.art.pairs(objective, draw_number, count)
 
     def drawable(self) -> np.ndarray:
         return np.arange(len(self.art.rows))
