@@ -12,6 +12,7 @@ import pytest
 from PIL import ImageFont
 from typer.testing import CliRunner
 
+from deadiff import writing
 from deadiff.apps import cli
 from deadiff.apps.data_commands import app
 from deadiff.data import art, build, icons, store, subjects
@@ -120,14 +121,14 @@ def test_a_killed_build_goes_on_to_the_same_bytes_and_leaves_no_half_file(data_s
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    store.write_text_whole(tmp_path / "a", "old")
+    writing.write_text_whole(tmp_path / "a", "old")
 
     def half(path: Path) -> None:
         path.write_text("ne")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store.write_whole(tmp_path / "a", half)
+        writing.write_whole(tmp_path / "a", half)
     assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 

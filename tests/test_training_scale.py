@@ -19,9 +19,10 @@ from deadiff.adapter import DEADiffAdapter
 from deadiff.apps.cli import run as run_command
 from deadiff.errors import CheckpointError, ConfigError, DataError
 from deadiff.routes import ROUTES
+from deadiff.toml_tables import read_table
 from deadiff.training.accelerated import Training, start_adapter
 from deadiff.training.adapter import AdapterTrainingConfig
-from deadiff.training.adapter_recipe import parse_recipe, read_table
+from deadiff.training.adapter_recipe import parse_recipe
 from deadiff.training.adapter_step import AdapterStep
 from deadiff.training.average import Average
 from deadiff.training.bases import load_base

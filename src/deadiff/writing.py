@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deadiff.errors import ConfigError
@@ -51,6 +51,21 @@ def write_at(path: Path, data: bytes, *, replace: bool = False) -> bool:
             return True
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written: {one_line(error)}") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a temporary file beside `path` and renames it: a killed run leaves no half file under the real name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ def train(
     Example: deadiff train recipes/sd15/adapter.toml --data data/mine --base BASE --vision CLIP --run runs/mine
     """
     try:
+        from deadiff.toml_tables import read_table
         from deadiff.training import adapter_recipe, stages
     except ImportError as error:
         raise MissingExtraError(f"training needs '{error.name}': pip install 'deadiff[train]'") from error
@@ -69,7 +70,7 @@ def train(
         return
     if recipe is None:
         raise ConfigError("which recipe? Give a file such as recipes/icons/base.toml, or --pack OUT for a finished run")
-    table = adapter_recipe.read_table(recipe)
+    table = read_table(recipe)
     if table.get("stage") != adapter_recipe.STAGE:
         adapter_only = {"--pairs": pairs, "--validation": validation, "--base": base, "--vision": vision, "--cache": cache,
                         "--no-cache": no_cache, "--set": set_, "--dry-run": dry_run}  # fmt: skip

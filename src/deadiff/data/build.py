@@ -25,9 +25,10 @@ from deadiff.data.captions import STYLE_SHARE, caption, tag_counts
 from deadiff.data.icons import Drawing, read_art_folder, read_drawings, read_font, render_all, screen
 from deadiff.data.renditions import RENDITIONS, render
 from deadiff.data.splits import HELD_OUT_RENDITIONS, PLAIN, family_of, is_reference_holdout, split_of
-from deadiff.data.store import decode_png, encode_png, read_rows, write_shard, write_text_whole
+from deadiff.data.store import decode_png, encode_png, read_rows, write_shard
 from deadiff.data.subjects import Subject, read_subjects
 from deadiff.errors import ConfigError, DataError
+from deadiff.writing import write_text_whole
 
 FORMAT = 1  # of the folder; raised when old folders can no longer be continued
 PICTURES_PER_SHARD = 512

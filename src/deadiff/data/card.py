@@ -17,7 +17,8 @@ from deadiff.data.splits import (
     UNSEEN_COMBINATION,
     UNSEEN_STYLE,
 )
-from deadiff.data.store import read_rows, shards, write_text_whole
+from deadiff.data.store import read_rows, shards
+from deadiff.writing import write_text_whole
 
 COLUMNS = [
     "subject",

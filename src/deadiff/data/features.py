@@ -20,8 +20,9 @@ import numpy as np
 from deadiff.data.records import Records
 from deadiff.data.shard_jobs import Progress, Runner, run_here
 from deadiff.data.similarity import LOOKS, THUMB, VERSION, looks_of, quantised, thumbnail_of
-from deadiff.data.store import decode_png, read_rows, write_text_whole, write_whole
+from deadiff.data.store import decode_png, read_rows
 from deadiff.errors import CheckpointError
+from deadiff.writing import write_text_whole, write_whole
 
 # N pictures, D looks, E width of a CLIP embedding
 

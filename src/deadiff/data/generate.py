@@ -25,9 +25,10 @@ from deadiff.data.painter import Painted, Painter, PainterSpec, open_painter
 from deadiff.data.plan import PlanConfig, Planned, make_plan, read_part, write_plan
 from deadiff.data.shard_jobs import Progress, Runner
 from deadiff.data.splits import TRAIN
-from deadiff.data.store import encode_png, read_rows, write_shard, write_text_whole
+from deadiff.data.store import encode_png, read_rows, write_shard
 from deadiff.data.vocabulary import StyleWord, SubjectWord
 from deadiff.errors import ConfigError, DataError, DEADiffError
+from deadiff.writing import write_text_whole
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -29,9 +29,10 @@ from deadiff.data.plan import PlanConfig, split_of
 from deadiff.data.shard_jobs import Progress, Runner, run_here
 from deadiff.data.similarity import LOOKS, looks_of
 from deadiff.data.splits import SPLITS, TRAIN
-from deadiff.data.store import encode_png, write_shard, write_text_whole, write_whole
+from deadiff.data.store import encode_png, write_shard
 from deadiff.errors import ConfigError, DataError, ReferenceError
 from deadiff.references import read_picture
+from deadiff.writing import write_text_whole, write_whole
 
 FORMAT = 1
 LOOK_SIDE = 256  # pixels at which pictures are clustered

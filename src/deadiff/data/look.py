@@ -10,8 +10,9 @@ import numpy as np
 from deadiff.data.build import generator
 from deadiff.data.renditions import RENDITIONS, render
 from deadiff.data.splits import HELD_OUT_RENDITIONS, HELD_OUT_SETS
-from deadiff.data.store import decode_png, read_rows, shards, write_whole
+from deadiff.data.store import decode_png, read_rows, shards
 from deadiff.errors import DataError
+from deadiff.writing import write_whole
 
 # car, cat face, guitar, crown, grinning face, tree, house, pizza, thumbs up, fox, sunflower, rocket
 SUBJECTS = ("1F697", "1F431", "1F3B8", "1F451", "1F600", "1F333", "1F3E0", "1F355", "1F44D", "1F98A", "1F33B", "1F680")

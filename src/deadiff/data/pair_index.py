@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from deadiff.data.records import Records
-from deadiff.data.store import write_text_whole, write_whole
 from deadiff.errors import DataError
+from deadiff.writing import write_text_whole, write_whole
 
 # P pairs
 

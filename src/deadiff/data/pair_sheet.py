@@ -13,8 +13,8 @@ from deadiff.contact_sheet import FAINT, GAP, INK, LINE, MARGIN, PAPER, Row, cli
 from deadiff.data.pair_index import PAIRED, read_note
 from deadiff.data.picture_store import PictureStore
 from deadiff.data.records import Records, read_records
-from deadiff.data.store import write_whole
 from deadiff.errors import DataError
+from deadiff.writing import write_whole
 
 COLUMNS = 10  # pictures of a style beside each other
 ACROSS, SIDE, INNER = 6, 96, 4  # pairs beside each other; pixels of a picture, and between the two of a pair

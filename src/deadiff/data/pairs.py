@@ -24,8 +24,8 @@ from deadiff.data.pair_index import PAIRED, SERE, STRE, dictionary, write_note, 
 from deadiff.data.records import Records, read_records
 from deadiff.data.shard_jobs import Progress, Runner, run_here
 from deadiff.data.similarity import difference, likeness, style_distance
-from deadiff.data.store import write_text_whole, write_whole
 from deadiff.errors import ConfigError, DataError
+from deadiff.writing import write_text_whole, write_whole
 
 # N pictures, G groups (styles or subjects), B targets of a chunk, P pairs
 

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 
 from deadiff.data.records import Records
-from deadiff.data.store import decode_png, write_whole
+from deadiff.data.store import decode_png
 from deadiff.errors import ConfigError, DataError
+from deadiff.writing import write_whole
 
 NAME = ".pictures.arrow"
 FITS = ("crop", "pad", "squash")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from deadiff.data.splits import TRAIN, UNSEEN_COMBINATION, UNSEEN_STYLE
-from deadiff.data.store import write_whole
 from deadiff.data.vocabulary import StyleWord, SubjectWord
 from deadiff.errors import ConfigError
+from deadiff.writing import write_whole
 
 # M pictures to draw, K styles a subject
 

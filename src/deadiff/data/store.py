@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from deadiff.data.art import SETS_BY_NAME
 from deadiff.data.splits import SPLITS
 from deadiff.errors import DataError, MissingExtraError
+from deadiff.writing import write_whole
 
 PARTS = ("plain", "rendered", "pictures")  # icons: as drawn, rendered; generated and imported sets: pictures
 
@@ -54,21 +54,6 @@ def row_features():
             "sha256": text,  # of the pixels
         }
     )
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` on a temporary file beside `path` and renames it: a killed run leaves no half file under the real name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:

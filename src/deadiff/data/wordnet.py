@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from deadiff.data.store import write_text_whole
 from deadiff.errors import DataError
+from deadiff.writing import write_text_whole
 
 # group -> WordNet topics "word.lexicographer file"; what lies below them is taken. An earlier group wins.
 TOPICS: dict[str, tuple[str, ...]] = {

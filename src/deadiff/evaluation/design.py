@@ -3,13 +3,13 @@
 A recipe is a TOML file (recipes/eval/); its keys are those of `EvalRecipe`. The paper's shape is 32 references x 35 prompts x 4.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deadiff.errors import ConfigError
+from deadiff.toml_tables import build, read_table
 
 MODEL, WORDS, PLAIN, PASTED, RANDOM = "model", "words", "plain", "reference", "random"
 BASELINES = {  # scored beside every method, so that each score is seen to reward what it should
@@ -158,31 +158,18 @@ def spaced(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def read_eval_recipe(path: Path, also: Sequence[str] = ()) -> EvalRecipe:
-    """Raises ConfigError, in one line, for a file that cannot be read, is no TOML or has unknown keys; `also`: keys of others."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe '{path}' cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe '{path}' is not TOML: {error}") from error
-    table = {name: value for name, value in table.items() if name not in also}
+def read_eval_recipe(path: Path) -> EvalRecipe:
+    """Raises ConfigError, in one line, for a file that cannot be read, is no TOML or has unknown keys."""
+    return parse_eval_recipe(read_table(path), path)
+
+
+def parse_eval_recipe(table: dict[str, Any], path: Path) -> EvalRecipe:
+    """The table of the file at `path`. Raises ConfigError."""
+    table = dict(table)
     prompts = table.get("prompts", {})
     table["prompts"] = dict.fromkeys(prompts, "") if isinstance(prompts, list) else prompts
     for name, kind in (("references", ReferenceRecipe), ("strength", StrengthRecipe), ("claims", Claims)):
         if name in table:
-            table[name] = _build(kind, table[name], f"[{name}] of '{path}'")
+            table[name] = build(kind, table[name], f"[{name}] of '{path}'")
     table.setdefault("name", path.stem)
-    return _build(EvalRecipe, {**table, "folder": path.parent}, f"recipe '{path}'")
-
-
-def _build(kind: type, table: Any, where: str) -> Any:
-    known = {f.name for f in fields(kind)}
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where} is {table!r}: expected a table of {', '.join(sorted(known))}")
-    if unknown := sorted(table.keys() - known):
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
-    try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()})
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
+    return build(EvalRecipe, {**table, "folder": path.parent}, f"recipe '{path}'")

@@ -6,7 +6,6 @@ that was trained on draws anew and never mixes with its former self.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from deadiff.evaluation.design import PASTED, PLAIN, RANDOM, WORDS, Cell, EvalRe
 from deadiff.evaluation.reference_set import StyleReference, picture_path
 from deadiff.jobs import Job
 from deadiff.recipe import png_bytes
+from deadiff.writing import write_whole
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
@@ -140,13 +140,9 @@ def draw_missing(
 
 def write_picture(path: Path, data: bytes) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        write_whole(path, lambda partial: partial.write_bytes(data))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ConfigError(f"'{path}' cannot be written: {error.strerror}; make room and run the same command again") from error
 
 

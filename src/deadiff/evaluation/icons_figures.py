@@ -22,14 +22,14 @@ from deadiff.contact_sheet import Row as SheetRow
 from deadiff.contact_sheet import contact_sheet
 from deadiff.data.captions import plain_label, style_phrases, with_article
 from deadiff.data.splits import PLAIN, UNSEEN_COMBINATION, UNSEEN_STYLE, split_of
-from deadiff.data.store import write_text_whole, write_whole
 from deadiff.errors import ConfigError, DataError
 from deadiff.evaluation import intervals
 from deadiff.evaluation.judge_report import all_rows, read_chosen
-from deadiff.evaluation.judge_training import style_name
 from deadiff.evaluation.judges import Judges, load_judges
 from deadiff.evaluation.metrics import leakage, top
 from deadiff.jobs import Job
+from deadiff.training.icon_art import style_name
+from deadiff.writing import write_text_whole, write_whole
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 DRAWS = 300  # a figure, at most

@@ -19,13 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deadiff.data.splits import HELD_OUT_RENDITIONS, HELD_OUT_SETS, PLAIN, TRAIN, split_of
-from deadiff.data.store import decode_png, read_rows, row_features, shards, write_text_whole, write_whole
+from deadiff.data.store import decode_png, read_rows, row_features, shards
 from deadiff.errors import CheckpointError, DataError
-from deadiff.evaluation.judge_training import Row, style_name
+from deadiff.evaluation.judge_training import Row
 from deadiff.evaluation.judges import Judges, network_config, style_centroids
 from deadiff.evaluation.judges.networks import StyleNet, SubjectNet
 from deadiff.evaluation.metrics import calibration_error, dino_leakage, gram_distance, kid, leakage, picture_similarity, top
+from deadiff.training.icon_art import style_name
 from deadiff.training.loop import latest_checkpoint
+from deadiff.writing import write_text_whole, write_whole
 
 MOST = 1600  # pictures of a group
 CENTROID_PICTURES = 100  # of each style

@@ -11,7 +11,6 @@ that `load_judges` reads. `--baselines` scores trivial answers with the judges o
 import argparse
 import json
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,17 +26,13 @@ from deadiff.data.splits import HELD_OUT_SETS, PLAIN, TRAIN, split_of
 from deadiff.data.store import decode_png, read_rows, row_features, shards
 from deadiff.errors import ConfigError, DataError
 from deadiff.evaluation.judges.networks import NetworkConfig, StyleNet, SubjectNet, prepare
+from deadiff.toml_tables import build, read_table
+from deadiff.training.icon_art import style_name
 from deadiff.training.loop import LoopConfig, Task, train
-from deadiff.training.samples import rng_of
-from deadiff.training.stages import build
+from deadiff.training.samples import choose, rng_of
 
 Row = dict[str, Any]
 NORMALISING_BATCHES = 60  # from which the normalisation's means and variances are taken after training
-
-
-def style_name(row: Row) -> str:
-    """What the style judge tells apart: the set of plain art, the rendition of the rest."""
-    return row["set"] if row["rendition"] == PLAIN else row["rendition"]
 
 
 def taught_subject(row: Row) -> bool:
@@ -80,15 +75,10 @@ class JudgeTask(Task):
         plain = np.array([row["rendition"] == PLAIN for row in rows])
         self.plain, self.rendered = np.flatnonzero(plain), np.flatnonzero(~plain)
 
-    def choose(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        if not len(self.rendered):
-            return rng.choice(self.plain, count)
-        return np.where(rng.random(count) < self.plain_share, rng.choice(self.plain, count), rng.choice(self.rendered, count))
-
     def drawn(self, draw: int, count: int) -> tuple[Tensor, np.ndarray]:
         """Augmented pictures (B, 3, S, S) in [-1, 1] and their numbers."""
         rng = rng_of(self.seed, draw, stream=11)
-        chosen = self.choose(rng, count)
+        chosen = choose(rng, count, self.plain, self.rendered, self.plain_share)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return self.augment(prepare(torch.from_numpy(self.pictures[chosen]), self.pictures.shape[1]), generator), chosen
 
@@ -254,10 +244,7 @@ def run(
     recipe: Path, data: Path, folder: Path, minutes: float | None = None, report: Callable[[Row], None] | None = None
 ) -> Path:
     """Train the judge of a recipe to its end, or for `minutes`; RUN/subject or RUN/style keeps its state. Returns that folder."""
-    try:
-        table = tomllib.loads(recipe.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"recipe '{recipe}' cannot be read as TOML: {error}") from error
+    table = read_table(recipe)
     judge, unknown = table.get("judge"), sorted(table.keys() - {"judge", "plain_share", "loop", "model"})
     if judge not in JUDGES or unknown:
         got = f"the unknown key {unknown[0]!r}" if unknown else f"judge = {judge!r}"

@@ -25,6 +25,7 @@ from deadiff.evaluation.bradley_terry import Standing, Vote, standings
 from deadiff.evaluation.design import PASTED, RANDOM, Cell
 from deadiff.evaluation.protocol import open_results
 from deadiff.evaluation.table import read_scores
+from deadiff.writing import write_text_whole
 
 KEY, PAGE = "preference-key.json", "preference.html"
 QUESTION = "Which picture shows what the words say, in the style of the reference?"
@@ -78,8 +79,8 @@ def make_page(out: Path, methods: Sequence[str] = (), *, pairs: int = 60, seed: 
     shown, number_of = _encode(out, questions, pictures)
     page = _page(name, question, [(q, number_of[q.number]) for q in questions], shown)
     key = {"page": name, "question": question, "methods": chosen, "questions": [asdict(q) for q in questions]}
-    _write(out / KEY, json.dumps(key, indent=1, ensure_ascii=False) + "\n")
-    _write(out / PAGE, page)
+    write_text_whole(out / KEY, json.dumps(key, indent=1, ensure_ascii=False) + "\n")
+    write_text_whole(out / PAGE, page)
     return out / PAGE
 
 
@@ -213,9 +214,3 @@ def _page(name: str, question: str, asked: Sequence[tuple[Question, tuple[int, i
     data = json.dumps({"page": name, "questions": rows, "pictures": shown}, ensure_ascii=False).replace("<", "\\u003c")
     template = resources.files("deadiff.evaluation").joinpath("preference_page.html").read_text(encoding="utf-8")
     return template.replace("{{QUESTION}}", html.escape(question)).replace("{{DATA}}", data)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

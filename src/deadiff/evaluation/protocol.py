@@ -22,6 +22,7 @@ from deadiff.evaluation.drawing import Progress, check_model, draw_missing, iden
 from deadiff.evaluation.reference_set import StyleReference, picture_path, reference_set
 from deadiff.evaluation.scores import Column, Scorer, Shot
 from deadiff.evaluation.table import Scores, read_scores, write_scores
+from deadiff.writing import write_text_whole
 
 INDEX = "evaluation.json"
 MakeScorer = Callable[[Sequence[str]], Scorer]  # the subjects named by prompts and references -> the scorer
@@ -181,9 +182,7 @@ def _write_index(found: Evaluation, models: Mapping[str, str]) -> None:
         "machine": found.machine,
         "scores": {name: f"scores/{folder}.parquet" for name, folder in found.folders.items()},
     }
-    partial = found.out / f".{INDEX}.partial"
-    partial.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(found.out / INDEX)
+    write_text_whole(found.out / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
 
 
 def machine() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from deadiff.errors import ConfigError, DataError
 from deadiff.evaluation.design import EvalRecipe, ReferenceRecipe
 from deadiff.references import Reference
+from deadiff.writing import write_text_whole
 
 SEEN, UNSEEN, GIVEN = "seen style", "unseen style", "given"
 INDEX = "references.json"
@@ -44,9 +45,7 @@ def reference_set(recipe: EvalRecipe, out: Path, data: Path | None = None) -> li
     folder.mkdir(parents=True, exist_ok=True)
     chosen = list(_from_files(recipe, folder)) if recipe.references.files else _from_data(recipe, folder, data)
     index = {"recipe": wanted, "avoided": sorted(set(recipe.prompts.values())), "references": [asdict(r) for r in chosen]}
-    partial = folder / f".{INDEX}.partial"
-    partial.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / INDEX)
+    write_text_whole(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return chosen
 
 

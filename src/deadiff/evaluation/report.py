@@ -13,6 +13,7 @@ from deadiff.evaluation.plots import Point, Series, scatter
 from deadiff.evaluation.protocol import Evaluation
 from deadiff.evaluation.sheets import comparison, save_sheets, worst
 from deadiff.evaluation.summary import Averages, Verdict, ours_of, verdicts
+from deadiff.writing import write_text_whole
 
 STYLE_SHEET = """
 :root { color-scheme: light; }
@@ -75,8 +76,8 @@ def write_report(evaluation: Evaluation) -> list[Path]:
     plots = _plots(evaluation, averages)
     sheets = _sheets(evaluation)
     markdown, page = evaluation.out / "report.md", evaluation.out / "report.html"
-    _write(markdown, _markdown(evaluation, tables, claims, plots, sheets))
-    _write(page, _html(evaluation, tables, claims, plots, sheets))
+    write_text_whole(markdown, _markdown(evaluation, tables, claims, plots, sheets))
+    write_text_whole(page, _html(evaluation, tables, claims, plots, sheets))
     return [page, markdown]
 
 
@@ -164,7 +165,7 @@ def _plots(evaluation: Evaluation, averages: Averages) -> list[Figure]:
         "Style against text at strength 1",
     )
     figures = [Figure(path=folder / "style-text.svg", caption="Up and to the right is better. Bars: 95 % intervals.")]
-    _write(figures[0].path, front)
+    write_text_whole(figures[0].path, front)
     strengths = sorted({1.0, *evaluation.recipe.strength.values})
     if len(strengths) > 1:
         cells = evaluation.recipe.curve_cells([reference.name for reference in evaluation.references])
@@ -177,7 +178,7 @@ def _plots(evaluation: Evaluation, averages: Averages) -> list[Figure]:
             f"Strengths {said} on {len({c.reference for c in cells})} references and {len({c.prompt for c in cells})} prompts."
         )
         figures.append(Figure(path=folder / "strength.svg", caption=caption))
-        _write(figures[-1].path, text)
+        write_text_whole(figures[-1].path, text)
     return figures
 
 
@@ -275,9 +276,3 @@ def _inline(path: Path) -> str:
     if path.suffix == ".svg":
         return path.read_text(encoding="utf-8")
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

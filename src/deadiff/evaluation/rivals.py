@@ -19,10 +19,11 @@ import torch
 
 from deadiff.errors import ConfigError
 from deadiff.evaluation.design import EvalRecipe
+from deadiff.toml_tables import build
 from deadiff.training.from_model import unpack
 from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, latest_checkpoint
-from deadiff.training.stages import Recipe, build, read_recipe, run_stage, shortened
+from deadiff.training.stages import Recipe, read_recipe, run_stage, shortened
 
 Say = Callable[[str], None]
 OURS = "deadiff"

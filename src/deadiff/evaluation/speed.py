@@ -9,7 +9,6 @@ OUT/pictures/, OUT/scores/ as in protocol.py; OUT/speed.json, speed.md, speed.ht
 import itertools
 import json
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from deadiff.errors import ConfigError
-from deadiff.evaluation.design import MODEL, Cell, EvalRecipe, Method, read_eval_recipe
+from deadiff.evaluation.design import MODEL, Cell, EvalRecipe, Method, parse_eval_recipe
 from deadiff.evaluation.drawing import Progress, draw_missing, identity, open_method
 from deadiff.evaluation.intervals import Interval, difference, mean
 from deadiff.evaluation.plots import Point, Series, scatter
@@ -29,6 +28,7 @@ from deadiff.evaluation.reference_set import StyleReference, reference_set
 from deadiff.evaluation.report import STYLE_SHEET, TextTable
 from deadiff.evaluation.scores import read_pictures
 from deadiff.evaluation.table import Scores
+from deadiff.toml_tables import read_table
 
 YARDSTICK = ("ddim", 50)  # solver and steps of the released app
 MARGIN = 0.02  # how much of style + text a faster default may lose, beyond its interval
@@ -108,11 +108,9 @@ class Measured:
 
 def read_speed_recipe(path: Path) -> tuple[EvalRecipe, Grid]:
     """An evaluation recipe with a [grid] table. Raises ConfigError."""
-    try:
-        grid = tomllib.loads(path.read_text(encoding="utf-8")).get("grid", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"recipe '{path}' cannot be read: {error}") from error
-    recipe = read_eval_recipe(path, also=("grid",))
+    table = read_table(path)
+    grid = table.pop("grid", {})
+    recipe = parse_eval_recipe(table, path)
     values: dict[str, Any] = {
         k: tuple(tuple(x) if isinstance(x, list) else x for x in v) if isinstance(v, list) else v for k, v in grid.items()
     }

@@ -1,7 +1,6 @@
 """Scores on disk: parquet, one file a method, a row a cell; written whole, added to, never scored twice."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from deadiff.errors import DataError, MissingExtraError
 from deadiff.evaluation.design import Cell
+from deadiff.writing import write_whole
 
 KEYS = ("reference", "prompt", "seed", "strength")
 
@@ -45,13 +45,7 @@ def write_scores(path: Path, scores: Scores, scorer: str) -> None:
     table: dict[str, Any] = {key: [getattr(cell, key) for cell in scores.cells] for key in KEYS}
     table |= {"picture": scores.pictures, **{name: np.asarray(v, np.float64) for name, v in scores.columns.items()}}
     arrow = pa.Table.from_pydict(table).replace_schema_metadata({"deadiff": json.dumps({"scorer": scorer})})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pq.write_table(arrow, partial, compression="zstd")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: pq.write_table(arrow, partial, compression="zstd"))
 
 
 def read_scores(path: Path, scorer: str) -> Scores | None:

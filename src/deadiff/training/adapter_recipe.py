@@ -2,10 +2,10 @@
 
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from deadiff.errors import ConfigError
+from deadiff.toml_tables import build
 from deadiff.training.adapter import AdapterTrainingConfig
 from deadiff.training.bases import BaseChoice
 from deadiff.training.objectives import LOSS_WEIGHTS
@@ -105,16 +105,6 @@ def _plain(value: Any) -> Any:
 TABLES = {"loop": ScaleConfig, "base": BaseChoice, "start": StartChoice, "model": AdapterTrainingConfig}
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file as plain data. Raises ConfigError, in one line."""
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe '{path}' cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe '{path}' is not TOML: {error}") from error
-
-
 def parse_recipe(table: dict[str, Any], where: str, changes: dict[str, str] | None = None) -> AdapterRecipe:
     """Plain data, with `changes` ({"loop.steps": "50"}, values in TOML or as bare text), as a recipe. Raises ConfigError."""
     table = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items() if key != "stage"}
@@ -128,8 +118,8 @@ def parse_recipe(table: dict[str, Any], where: str, changes: dict[str, str] | No
         place[key or head] = _toml_value(text)
     for name, kind in TABLES.items():
         if name in table:
-            table[name] = _build(kind, table[name], f"[{name}] of {where}")
-    return _build(AdapterRecipe, table, where)
+            table[name] = build(kind, table[name], f"[{name}] of {where}")
+    return build(AdapterRecipe, table, where)
 
 
 def _toml_value(text: str) -> Any:
@@ -137,23 +127,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _build(kind: type, table: Any, where: str) -> Any:
-    """A dataclass from a table: unknown and missing keys, and values of another type, are ConfigErrors."""
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where} is {table!r}: expected a table")
-    known = {f.name: f for f in fields(kind)}
-    if unknown := sorted(table.keys() - known.keys()):
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
-    for name, value in values.items():
-        expected = known[name].type
-        if expected is float and isinstance(value, int) and not isinstance(value, bool):
-            values[name] = float(value)
-        elif expected in (int, float, bool, str) and type(value) is not expected:
-            raise ConfigError(f"{where}: {name} = {value!r} is {type(value).__name__}; expected {expected.__name__}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from deadiff.autoencoder import PatchAutoencoder
 from deadiff.training.loop import Task
 from deadiff.training.samples import to_pixels
+from deadiff.writing import write_whole
 
 # B batch, S side in pixels, Z latent channels, h = w = S / 16
 
@@ -109,3 +110,13 @@ def encode_all(autoencoder: PatchAutoencoder, pictures: np.ndarray, batch_size: 
         pixels = to_pixels(pictures[start : start + batch_size]).to(autoencoder.dtype)  # pyright: ignore
         parts.append(autoencoder.encode(pixels).latent_dist.mode().half().numpy())  # pyright: ignore
     return np.concatenate(parts)
+
+
+def save_latents(path: Path, latents: np.ndarray) -> None:
+    """Whole or not at all: a later run takes the file that it finds."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "wb") as file:
+            np.save(file, latents)
+
+    write_whole(path, write)

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from deadiff.embedded import ICONS, load_embedded
 from deadiff.errors import CheckpointError
-from deadiff.training.autoencoder import encode_all
+from deadiff.training.autoencoder import encode_all, save_latents
 from deadiff.training.icon_art import IconArt
 
 DONE = "from-model.txt"  # written last
@@ -30,7 +29,7 @@ def unpack(run: Path, art: IconArt, model: Path = ICONS) -> Path:
     pipe.text_encoder.save_pretrained(run / "reader" / "text_encoder")
     pipe.tokenizer.save_pretrained(run / "reader" / "tokenizer")
     whole_eye(adapter.vision).save_pretrained(run / "eye" / "image_encoder")
-    np.save(run / "autoencoder" / "latents.npy", encode_all(pipe.vae, art.pictures))  # pyright: ignore[reportArgumentType]
+    save_latents(run / "autoencoder" / "latents.npy", encode_all(pipe.vae, art.pictures))  # pyright: ignore[reportArgumentType]
     (run / DONE).write_text(f"{model.resolve()}\n")
     return run
 

@@ -11,7 +11,7 @@ from deadiff.data.splits import PLAIN, TRAIN
 from deadiff.data.store import read_arrays, read_split
 from deadiff.errors import DataError
 from deadiff.training.objectives import Objective
-from deadiff.training.samples import recolour, rng_of
+from deadiff.training.samples import choose, recolour, rng_of
 
 TRIES = 20  # draws for a reference before another target is taken
 
@@ -33,11 +33,11 @@ class IconArt:
         is_plain = np.array([row["rendition"] == PLAIN for row in self.rows])
         self.plain, self.rendered = np.flatnonzero(is_plain), np.flatnonzero(~is_plain)
         self.subjects = sorted({row["subject"] for row in self.rows})
-        self.styles = sorted({_style_name(row) for row in self.rows})
+        self.styles = sorted({style_name(row) for row in self.rows})
         subject_class = {name: i for i, name in enumerate(self.subjects)}
         style_class = {name: i for i, name in enumerate(self.styles)}
         self.subject = np.array([subject_class[row["subject"]] for row in self.rows])
-        self.style = np.array([style_class[_style_name(row)] for row in self.rows])
+        self.style = np.array([style_class[style_name(row)] for row in self.rows])
         self.hidden = np.array([bool(row["reference_holdout"]) for row in self.rows])  # never shown as a reference
         self._same_style: dict[tuple, list[int]] = defaultdict(list)
         self._same_subject: dict[str, list[int]] = defaultdict(list)
@@ -52,9 +52,7 @@ class IconArt:
 
     def choose(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """(count,) picture numbers: plain art and renditions in the given shares, uniform within each."""
-        if not len(self.rendered):
-            return rng.choice(self.plain, count)
-        return np.where(rng.random(count) < self.plain_share, rng.choice(self.plain, count), rng.choice(self.rendered, count))
+        return choose(rng, count, self.plain, self.rendered, self.plain_share)
 
     def captions(self, chosen: np.ndarray, rng: np.random.Generator, style_share: float) -> list[str]:
         return [caption(self.rows[i], rng, bool(rng.random() < style_share), self.counts) for i in chosen]
@@ -137,7 +135,7 @@ class IconArt:
         return self.latents
 
 
-def _style_name(row: dict) -> str:
+def style_name(row: dict) -> str:
     """What a style judge tells apart: the rendition, or for plain art the set."""
     return row["set"] if row["rendition"] == PLAIN else row["rendition"]
 

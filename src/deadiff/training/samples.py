@@ -24,3 +24,10 @@ def recolour(pictures: np.ndarray, rng: np.random.Generator, share: float = 0.5)
         low, high = np.sort(rng.uniform(0, 255, (2, 3)), axis=0) if rng.random() < 0.5 else (0.0, 255.0)
         pictures[i] = (low + x * (np.asarray(high) - low) / 255).astype(np.uint8)
     return pictures
+
+
+def choose(rng: np.random.Generator, count: int, plain: np.ndarray, rendered: np.ndarray, plain_share: float) -> np.ndarray:
+    """(count,) picture numbers: plain art and renditions in the given shares, uniform within each."""
+    if not len(rendered):
+        return rng.choice(plain, count)
+    return np.where(rng.random(count) < plain_share, rng.choice(plain, count), rng.choice(rendered, count))

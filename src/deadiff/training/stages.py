@@ -5,9 +5,8 @@ sub-folder a stage; each stage reads what the ones before it left there.
 """
 
 import json
-import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from deadiff.data.captions import plain_label, style_phrases
 from deadiff.embedded import pipeline_of, save_embedded
 from deadiff.errors import ConfigError, DataError
 from deadiff.extractor import Preprocess
+from deadiff.toml_tables import build, read_table
 from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig, switched
 from deadiff.training.alignment import AlignmentTask
-from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, fitted_autoencoder
+from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, fitted_autoencoder, save_latents
 from deadiff.training.base import SCHEDULE, BaseConfig, BaseTask
 from deadiff.training.eye import EyeConfig, EyeTask
 from deadiff.training.icon_art import IconArt
@@ -61,25 +61,7 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """Raises ConfigError, in one line, for a file that cannot be read, is not TOML or has unknown keys."""
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe '{path}' cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe '{path}' is not TOML: {error}") from error
-    return build(Recipe, table, f"recipe '{path}'")
-
-
-def build(kind: type, table: dict[str, Any], where: str) -> Any:
-    """A config dataclass from a table; unknown or missing keys are ConfigErrors."""
-    known = {f.name: f for f in fields(kind)}
-    if unknown := sorted(table.keys() - known.keys()):
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
+    return build(Recipe, read_table(path), f"recipe '{path}'")
 
 
 def run_stage(
@@ -130,7 +112,7 @@ def _autoencoder(recipe: Recipe, art: IconArt, run: Path) -> Task:
         fitted_autoencoder(config, art.for_autoencoder).save_pretrained(folder / "vae")
     vae = PatchAutoencoder.from_pretrained(folder / "vae")
     if not (folder / "latents.npy").is_file():
-        np.save(folder / "latents.npy", encode_all(vae, art.pictures))  # pyright: ignore[reportArgumentType]
+        save_latents(folder / "latents.npy", encode_all(vae, art.pictures))  # pyright: ignore[reportArgumentType]
     return AutoencoderTask(config, art.for_autoencoder, vae)  # pyright: ignore[reportArgumentType]
 
 
