@@ -138,6 +138,17 @@ def test_a_limited_plan_takes_every_group_and_draws_the_same_pictures():
     assert both and all(item.seed == seed for item, seed in both)
 
 
+def test_a_few_subjects_share_few_styles_so_that_there_are_pairs():
+    made = make_plan(read_subjects(), read_styles(), PlanConfig(limit=40))
+    times = Counter(made[number].style for number in range(len(made)))
+    assert len(made) == 560 and len(times) == 140 and set(times.values()) == {4}
+    kinds = Counter(style.kind for style in made.styles)
+    assert len(kinds) == len({style.kind for style in read_styles()}) and max(kinds.values()) < 3 * 140 / len(kinds)
+    one = make_plan(read_subjects(), read_styles(), PlanConfig(limit=1))
+    assert len(one) == len(one.styles) == 14
+    assert len(make_plan(read_subjects(), read_styles(), PlanConfig()).styles) == len(read_styles())
+
+
 def test_what_training_never_sees_is_drawn_by_lot_from_the_names():
     config = PlanConfig(unseen_styles=0.1, unseen_combinations=0.1)
     made = make_plan(read_subjects()[:2000], read_styles(), config)

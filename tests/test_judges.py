@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from deadiff.apps.cli import run as command
 from deadiff.data.build import BuildConfig, build
 from deadiff.data.splits import HELD_OUT_SETS
 from deadiff.data.store import read_split
 from deadiff.errors import CheckpointError, ConfigError, DataError
 from deadiff.evaluation import icons_figures, judge_report, judge_training
+from deadiff.evaluation.icons_sheets import draw_sheets
 from deadiff.evaluation.judges import FOLDER, Judges, load_judges, style_centroids
 from deadiff.evaluation.judges.networks import NetworkConfig, prepare
 from deadiff.evaluation.metrics import leakage
@@ -53,6 +55,12 @@ def test_judges_are_trained_packed_and_asked(tiny: Judges, trained: Path) -> Non
     table = json.loads((trained / "packed" / "judges.json").read_text())
     assert table["accuracy"] and table["trained"]["subject"]["samples"] == 40
     assert any(style in HELD_OUT_SETS for style in tiny.styles)  # unseen styles are known by their centroids
+
+
+def test_a_judge_is_trained_by_deadiff_train(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "subject.toml").write_text(f"judge = 'subject'\n{LOOP}{MODEL}")
+    assert command(["train", str(tmp_path / "subject.toml"), "--data", str(data), "--run", str(tmp_path / "run")]) == 0
+    assert "step 4  loss" in capsys.readouterr().out and (tmp_path / "run" / "subject" / "weights.safetensors").is_file()
 
 
 def test_an_answer_depends_neither_on_the_batch_nor_on_the_size(tiny: Judges) -> None:
@@ -171,9 +179,10 @@ class Stand_in:  # noqa: N801
         self.jobs += prompts
         self.images = []
         for job in prompts:
-            shown = job.content if job.content != () else job.style
+            shown = job.content or job.style
+            shown = shown[0][0] if isinstance(shown, list) else shown
             noise = np.random.default_rng(job.seed).integers(0, 256, (64, 64, 3), np.uint8)
-            self.images.append(Image.fromarray(noise) if shown == () else shown)
+            self.images.append(shown or Image.fromarray(noise))
         return self
 
 
@@ -209,6 +218,20 @@ def test_references_are_held_out_and_never_show_what_the_prompt_asks_for(tiny: J
     )
     other = icons_figures.HeldOut(data, tiny, 1)
     assert [d.subject for d in other.prompts(10)] != [d.subject for d in art.prompts(10)]
+
+
+def test_contact_sheets_are_chosen_by_lot_and_failures_by_score(tiny: Judges, data: Path, tmp_path: Path) -> None:
+    stand_in, label = Stand_in(), sorted(icons_figures.HeldOut(data, tiny, 0).labels.values())[0]
+    written = draw_sheets(stand_in, tmp_path, data=data, judges=tiny, prompts=("a robot that nobody knows", label), references=4)
+    assert {path.stem for path in written} == {"table", "strength", "mix", "content", "both", "failures"}
+    for path in written:
+        with Image.open(path) as sheet:
+            assert sheet.width > 200 and sheet.height > 100
+    table = stand_in.jobs[:8]
+    assert [job.prompt for job in table] == [stand_in.jobs[0].prompt] * 4 + [label] * 4 and len({job.seed for job in table}) == 1
+    swept = [job.strength for job in stand_in.jobs if job.strength is not None]
+    assert sorted(set(swept)) == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert all(weight > 0 for job in stand_in.jobs if isinstance(job.style, list) for _, weight in job.style)
 
 
 # ---- the judges of the package ----

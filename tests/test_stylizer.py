@@ -1,5 +1,6 @@
 """The Stylizer over tiny random models of both layouts: every task, every way of giving references, batches, threads, recipes."""
 
+import sys
 import threading
 
 import numpy as np
@@ -16,7 +17,7 @@ from deadiff.pipelines import make_pipeline, with_controlnet
 from deadiff.recipe import Recipe, png_bytes, read_recipe
 from deadiff.routes import cross_attention_layers
 from deadiff.schedulers import SCHEDULERS, make_scheduler
-from deadiff.stylizer import Stylizer
+from deadiff.stylizer import Stylizer, _warn_of_length
 from tiny import SIDE, picture, pixels, tiny_adapter, tiny_controlnet, tiny_model_folder, tiny_pipeline
 
 FEW = {"num_inference_steps": 2, "guidance_scale": 4.0}
@@ -272,6 +273,30 @@ def test_two_threads_get_what_they_get_alone(icons):
     for thread in threads:
         thread.join()
     assert all(same(image, alone[i % 3]) for i, image in enumerate(together))
+
+
+def test_prompts_read_by_many_threads_keep_their_length(icons):
+    """Fast tokenizers keep the padding and truncation of a call in themselves; here they are handed from thread to thread."""
+    tokens, deep = set(), " ".join(["boat"] * 90)
+
+    def read(i: int) -> None:
+        for j in range(60):
+            prompt = f"{deep} {i} {j}" if j % 2 else f"a boat {i} {j}"
+            _warn_of_length(icons.pipe, prompt)
+            text = icons._text(icons.pipe, Job(prompt=prompt), True, {}, {})[0]
+            tokens.add(text.shape[1])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert tokens == {icons.pipe.tokenizer.model_max_length}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

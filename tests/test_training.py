@@ -11,6 +11,7 @@ from deadiff.data.build import BuildConfig, build
 from deadiff.embedded import load_embedded
 from deadiff.errors import CheckpointError, ConfigError, DataError
 from deadiff.training import stages
+from deadiff.training.base import BaseConfig, even_timesteps
 from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, latest_checkpoint, train
 from deadiff.training.objectives import Objective, keep_text, live_parts
@@ -51,6 +52,7 @@ def recipe(folder: Path, stage: str, loop: str = LOOP) -> stages.Recipe:
 def test_six_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
     size = stages.pack(run, tmp_path / "model", stages.provenance_of(run))
     assert 0 < size < 3e6
+    assert not any(str(run) in path.read_text() for path in (tmp_path / "model").rglob("*.json"))  # no place on this machine
     pipe, adapter = load_embedded(tmp_path / "model")
     adapter.inject(pipe.unet)
     reference = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
@@ -139,6 +141,27 @@ def test_pairs_share_what_they_should_and_never_a_picture(data: Path) -> None:
         assert found > 10
 
 
+def test_captions_leave_to_the_reference_what_it_is_there_to_say(data: Path) -> None:
+    art = IconArt(data)
+    _, targets, captions = art.pairs(Objective.SERE, 3, 200)
+    phrases = [stages.style_phrases(art.rows[target]["set"], art.rows[target]["rendition"]) for target in targets]
+    assert 0.35 < np.mean([said in known for said, known in zip(captions, phrases, strict=True)]) < 0.65  # the style alone
+    rendered = np.array([i for i in range(len(art.rows)) if art.rows[i]["rendition"] != "plain"])
+    told = art.captions(rendered, np.random.default_rng(0), 0.0, rendered_share=1.0)
+    words = [stages.style_phrases("", art.rows[i]["rendition"]) for i in rendered]
+    assert np.mean([any(phrase.split(",")[0] in said for phrase in some) for said, some in zip(told, words, strict=True)]) > 0.9
+
+
+def test_shifted_timesteps_are_noisier_and_uniform_ones_stay_even() -> None:
+    generator = torch.Generator().manual_seed(0)
+    uniform, shifted = even_timesteps(1000, generator), even_timesteps(1000, generator, shift=4.0)
+    assert torch.equal(uniform.sort().values, torch.arange(1000))  # one of each band
+    assert (shifted > 600).float().mean() == pytest.approx(1 - 0.6 / (4 - 3 * 0.6), abs=0.005)
+    assert shifted.min() >= 0 and shifted.max() <= 999
+    with pytest.raises(ConfigError, match="timestep_shift"):
+        BaseConfig(timestep_shift=0.0)
+
+
 def test_each_task_leaves_only_its_own_parts_alive() -> None:
     generator = torch.Generator().manual_seed(0)
     for objective in (Objective.STRE, Objective.SERE):
@@ -156,6 +179,23 @@ def test_each_task_leaves_only_its_own_parts_alive() -> None:
     assert seen == {(True, True), (True, False), (False, True)}
     said = keep_text(torch.ones(2, 3, 4), torch.full((1, 3, 4), 7.0), torch.tensor([True, False]))
     assert (said[0] == 1).all() and (said[1] == 7).all()
+
+
+def test_a_finished_model_is_trained_on(run: Path, data: Path, tmp_path: Path) -> None:
+    stages.pack(run, tmp_path / "model", stages.provenance_of(run))
+    unet = load_embedded(tmp_path / "model")[0].unet.state_dict()
+    further = LOOP.replace("steps = 6", "steps = 2").replace("1e-3", "0.0")  # nothing is learned: the weights show where it began
+    stages.run_stage(recipe(tmp_path, "base", further), data, tmp_path / "run", init=tmp_path / "model")
+    made = stages.UNet2DConditionModel.from_pretrained(tmp_path / "run" / "base" / "unet").state_dict()
+    assert all(torch.allclose(made[name], unet[name], rtol=0.01, atol=1e-4) for name in unet)  # saved from bf16
+    for stage in ("alignment", "adapter"):  # not in a finished model
+        stages.run_stage(recipe(tmp_path, stage, further), data, tmp_path / "run")
+    said = stages.provenance_of(tmp_path / "run")["training"]
+    assert "reader 24" in said and "base 32" in said and "adapter 32" in said  # with what the model had seen before
+    with pytest.raises(ConfigError, match="of other sizes"):
+        sizes = {"block_out_channels": [32, 32, 64], "head_dim": 16}
+        other = stages.Recipe(stage="base", loop={"steps": 2, "batch_size": 2}, model=sizes)
+        stages.run_stage(other, data, tmp_path / "other", init=tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,6 +62,7 @@ OURS = {  # arguments of pipelines that the Stylizer makes itself -> what to use
     "timesteps": "num_inference_steps and scheduler",
     "sigmas": "num_inference_steps and scheduler",
 }
+_READING = threading.Lock()  # a fast tokenizer keeps each call's padding and truncation: two threads would read with each other's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -560,7 +562,7 @@ class Stylizer:
             options = {
                 k: v for k, v in options.items() if v is not None and k in inspect.signature(pipe.encode_prompt).parameters
             }
-            with torch.no_grad():
+            with torch.no_grad(), _READING:
                 encoded = pipe.encode_prompt(
                     prompt=job.prompt,
                     device=pipe._execution_device,
@@ -658,7 +660,8 @@ def _active_loras(pipe: Any) -> tuple[tuple[str, float], ...]:
 
 def _warn_of_length(pipe: Any, prompt: str) -> None:
     length = pipe.tokenizer.model_max_length
-    ids = pipe.tokenizer(prompt[: 40 * length], truncation=False, verbose=False).input_ids
+    with _READING:
+        ids = pipe.tokenizer(prompt[: 40 * length], truncation=False, verbose=False).input_ids
     if len(ids) > length or len(prompt) > 40 * length:
         unread = pipe.tokenizer.decode(ids[length - 1 : length + 15], skip_special_tokens=True)
         log.warning(

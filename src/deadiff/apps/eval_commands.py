@@ -147,6 +147,7 @@ def icons(
     data: DataOption = Path("data/icons"),
     draws: Annotated[int, typer.Option(min=5, max=100_000, help="Pictures for each figure, at most.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other references and prompts.")] = 0,
+    sheets: Annotated[bool, typer.Option("--sheets", help="Contact sheets instead of figures.")] = False,
 ) -> None:
     """The figures of the embedded model: fidelity, seen and unseen styles, leakage, content, speed.
 
@@ -154,6 +155,14 @@ def icons(
     """
     from deadiff.evaluation.icons_figures import measure
 
+    if sheets:
+        from deadiff.evaluation.drawing import open_model
+        from deadiff.evaluation.icons_sheets import draw_sheets
+
+        with bar() as progress:
+            for path in draw_sheets(open_model(model), out, data=data, seed=seed, progress=progress):
+                typer.echo(str(path))
+        return
     with bar() as progress:
         found = measure(model, out, draws, seed, data=data, progress=progress)
     for name, figure in found["figures"].items():

@@ -27,6 +27,10 @@ def train(
         Path | None,
         typer.Option("--from", help="Another icons run, whose stages serve where this one has none.", show_default=False),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="A finished icons model (a folder, or icons for the shipped one) to go on from.", show_default=False),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Of an icons stage, in all, instead of the recipe's steps.", show_default=False)
     ] = None,
@@ -44,7 +48,7 @@ def train(
         typer.Option(help="Where features are kept.  [default: DATA/cache and the base's layout]", show_default=False),
     ] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Run the encoders at every step: no disk, half the speed.")
+        bool, typer.Option("--no-cache", help="Run the encoders at every step: no disk, slower steps.")
     ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: loop.steps=50, base.model=FOLDER; repeat.")
@@ -53,7 +57,7 @@ def train(
         bool, typer.Option("--dry-run", help="Check everything up to the first step, print plan, memory and cost; train nothing.")
     ] = False,
 ) -> None:
-    """Train one stage of the icons model, or an adapter for a real base, from a recipe.
+    """Train one stage of the icons model, a judge, or an adapter for a real base, from a recipe.
 
     Example: deadiff train recipes/sd15/adapter.toml --data data/mine --base BASE --vision CLIP --run runs/mine
     """
@@ -71,6 +75,12 @@ def train(
     if recipe is None:
         raise ConfigError("which recipe? Give a file such as recipes/icons/base.toml, or --pack OUT for a finished run")
     table = read_table(recipe)
+    if "judge" in table:
+        from deadiff.evaluation import judge_training
+
+        folder = judge_training.run(recipe, data, run or Path("runs/judges"), minutes, _print)
+        typer.echo(f"{folder}: when both judges are there, python -m deadiff.evaluation.judge_training --run RUN --pack OUT")
+        return
     if table.get("stage") != adapter_recipe.STAGE:
         adapter_only = {"--pairs": pairs, "--validation": validation, "--base": base, "--vision": vision, "--cache": cache,
                         "--no-cache": no_cache, "--set": set_, "--dry-run": dry_run}  # fmt: skip
@@ -78,13 +88,17 @@ def train(
             raise ConfigError(
                 f'{given[0]} is for recipes of stage = "{adapter_recipe.STAGE}": this one\'s is {table.get("stage")!r}'
             )
-        where = run or Path("runs/icons")
-        folder = stages.run_stage(stages.read_recipe(recipe), data, where, minutes, _print, start=start, samples=samples)
+        from deadiff.loading import model_folder
+
+        where, model = run or Path("runs/icons"), None if init is None else model_folder(init)
+        folder = stages.run_stage(
+            stages.read_recipe(recipe), data, where, minutes, _print, start=start, init=model, samples=samples
+        )
         typer.echo(f"{folder}: its curve is in curve.jsonl")
         return
 
-    if start is not None or samples is not None:
-        raise ConfigError("--from and --samples are for the stages of the icons model: use --set here")
+    if start is not None or samples is not None or init is not None:
+        raise ConfigError("--from, --init and --samples are for the stages of the icons model: use --set here")
     changes = dict(_setting(text) for text in set_ or ())
     changes |= {f"base.{name}": f'"{value}"' for name, value in {"model": base, "vision": vision}.items() if value}
     parsed = adapter_recipe.parse_recipe(table, f"recipe '{recipe}'", changes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from deadiff.writing import write_whole
 
 # M pictures to draw, K styles a subject
 
+Word = TypeVar("Word", SubjectWord, StyleWord)
 ROWS = 65_536  # of the plan held as Python objects at a time
+SHARERS = 4  # subjects at least that share a style: alone with its subject it makes no pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class Plan:
 def make_plan(subjects: Sequence[SubjectWord], styles: Sequence[StyleWord], config: PlanConfig) -> Plan:
     """Subjects and styles -> what is drawn, in an order that may be broken off anywhere: subjects and styles stay balanced.
 
+    With few subjects only some styles are used, by lot, as many of each kind: so many that about SHARERS subjects share each.
     Raises ConfigError if there are fewer styles than a subject is to have.
     """
     if config.styles_per_subject > len(styles):
@@ -93,17 +97,21 @@ def make_plan(subjects: Sequence[SubjectWord], styles: Sequence[StyleWord], conf
     chosen = in_turn(subjects)[: config.limit]
     rng = np.random.default_rng([config.seed, 3])
     ordered = [chosen[int(place)] for place in rng.permutation(len(chosen))]
+    shared = len(ordered) * config.styles_per_subject // SHARERS
+    if shared < len(styles):
+        mixed = [styles[int(place)] for place in np.random.default_rng([config.seed, 4]).permutation(len(styles))]
+        styles = in_turn(mixed, "kind")[: max(shared, config.styles_per_subject)]
     return Plan(
         subjects=ordered, styles=styles, chosen=deal(len(ordered), len(styles), config.styles_per_subject, rng), config=config
     )
 
 
-def in_turn(subjects: Sequence[SubjectWord]) -> list[SubjectWord]:
-    """One subject of each group after the other, the groups in the order in which they first come."""
-    groups: dict[str, list[SubjectWord]] = {}
-    for subject in subjects:
-        groups.setdefault(subject.group, []).append(subject)
-    return [subject for row in zip_longest(*groups.values()) for subject in row if subject is not None]
+def in_turn(words: Sequence[Word], by: str = "group") -> list[Word]:
+    """One word of each group (or kind) after the other, the groups in the order in which they first come."""
+    groups: dict[str, list[Word]] = {}
+    for word in words:
+        groups.setdefault(getattr(word, by), []).append(word)
+    return [word for row in zip_longest(*groups.values()) for word in row if word is not None]
 
 
 def deal(players: int, cards: int, hand: int, rng: np.random.Generator) -> np.ndarray:

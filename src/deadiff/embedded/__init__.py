@@ -94,8 +94,16 @@ def _write(pipe: StableDiffusionPipeline, adapter: DEADiffAdapter, folder: Path)
             module.config.to_json_file(folder / name / "config.json")
         else:
             module.save_config(folder / name)
+            _forget_place(folder / name / "config.json")
     pipe.tokenizer.save_pretrained(folder / "tokenizer")
     pipe.scheduler.save_config(folder / "scheduler")
     (folder / "deadiff").mkdir(parents=True, exist_ok=True)
     (folder / "deadiff" / "config.json").write_text(json.dumps(adapter.config.to_dict(), indent=2) + "\n")
     eight_bit.save(adapter.state_dict(), folder / "deadiff" / WEIGHTS)
+
+
+def _forget_place(config: Path) -> None:
+    """Where a module was loaded from concerns this machine alone."""
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2) + "\n")

@@ -231,6 +231,11 @@ def draw(
         )
         for d in wanted
     ]
+    return draw_jobs(stylizer, jobs, num_inference_steps, report)
+
+
+def draw_jobs(stylizer: Any, jobs: Sequence[Job], num_inference_steps: int | None, report: Callable[[int], None]) -> np.ndarray:
+    """(N, S, S, 3) uint8, in order, reporting how many are done."""
     found = []
     for start in range(0, len(jobs), AT_ONCE):
         images = stylizer(jobs[start : start + AT_ONCE], num_inference_steps=num_inference_steps).images

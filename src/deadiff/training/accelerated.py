@@ -100,7 +100,7 @@ class Training:
             [p for p in self.adapter.parameters() if p.requires_grad],
             lr=self.config.learning_rate, betas=self.config.betas, weight_decay=self.config.weight_decay,
         )  # fmt: skip
-        step = AdapterStep(self.adapter.train(), self.base, empty, self.config.loss_weighting)
+        step = AdapterStep(self.adapter.train(), self.base, empty, self.config.loss_weighting, recipe.model.timestep_shift)
         self.model, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.trained = {name: p for name, p in self.adapter.named_parameters() if p.requires_grad}
         self.average = Average(self.trained)

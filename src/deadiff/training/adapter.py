@@ -29,6 +29,7 @@ class AdapterTrainingConfig:
 
     objectives: tuple[str, ...] = ("stre", "sere", "reconstruction")  # taken in turn: 1:1:1
     text_drop: float = 0.1  # share of the paired samples whose prompt is empty
+    timestep_shift: float = 1.0  # above 1 more of the samples are noisy, where references decide; 1: uniform, the paper's
     paired: bool = True  # False: the reference is the target itself, and its caption the prompt (reconstructive training)
     train_image_kv: bool = True  # False: image tokens go through the text's keys and values, as words do (T2I-Adapter's way)
     adapter: dict[str, Any] = field(default_factory=dict)  # SWITCHES of the AdapterConfig: routes, attention, instructions
@@ -40,6 +41,8 @@ class AdapterTrainingConfig:
             raise ConfigError(f"objectives: {got}; expected some of {', '.join(names)}")
         if not 0 <= self.text_drop < 1:
             raise ConfigError(f"text_drop is {self.text_drop}: expected a share below 1")
+        if not self.timestep_shift > 0:
+            raise ConfigError(f"timestep_shift is {self.timestep_shift}: expected a number above 0; 1 is uniform")
         if unknown := sorted(self.adapter.keys() - SWITCHES):
             raise ConfigError(f"[model.adapter] has {unknown[0]!r}: expected some of {', '.join(sorted(SWITCHES))}")
 
@@ -74,12 +77,13 @@ def adapter_loss(
     live: Live,
     generator: torch.Generator,  # on the CPU, whatever the device: the same noise everywhere
     weighting: str = "plain",  # of objectives.LOSS_WEIGHTS
+    timestep_shift: float = 1.0,  # of base.even_timesteps
     **conditions: Any,  # what else the U-Net is told (SDXL: added_cond_kwargs)
 ) -> Tensor:
     """The base's own diffusion loss on the targets, told what is live: the one function that every adapter training minimises."""
     text = keep_text(text, empty, live.text).to(unet.dtype)
     prompt_embeds = adapter.embed(text, tokens.style, tokens.content, live.style.float(), live.content.float())
-    timesteps = even_timesteps(len(latents), generator).to(latents.device)
+    timesteps = even_timesteps(len(latents), generator, shift=timestep_shift).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     noisy = schedule.add_noise(latents, noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, prompt_embeds, **conditions).sample
@@ -130,7 +134,18 @@ class AdapterTask(Task):
         with torch.no_grad():
             said = self.text_encoder(torch.cat([self.empty, batch.text])).last_hidden_state
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is slow on a CPU (docs/log.md)
-            loss = adapter_loss(adapter, self.unet, self.schedule, batch.latents, tokens, said[1:], said[:1], live, generator)
+            loss = adapter_loss(
+                adapter,
+                self.unet,
+                self.schedule,
+                batch.latents,
+                tokens,
+                said[1:],
+                said[:1],
+                live,
+                generator,
+                timestep_shift=self.config.timestep_shift,
+            )
         return loss, {str(batch.objective.value): loss.detach() * len(self.objectives)}
 
     def replicate(self) -> "AdapterTask":

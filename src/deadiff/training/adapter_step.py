@@ -32,11 +32,18 @@ class Sample(NamedTuple):
 class AdapterStep(nn.Module):
     """Sample -> loss. Adapter and U-Net are children, so that whatever wraps this module finds the weights of both."""
 
-    def __init__(self, adapter: DEADiffAdapter, base: Base, empty: dict[str, Tensor], weighting: str = "plain") -> None:
+    def __init__(
+        self,
+        adapter: DEADiffAdapter,
+        base: Base,
+        empty: dict[str, Tensor],
+        weighting: str = "plain",
+        timestep_shift: float = 1.0,
+    ) -> None:
         super().__init__()
         self.adapter = adapter
         self.unet: UNet2DConditionModel = base.unet
-        self.base, self.empty, self.weighting = base, empty, weighting
+        self.base, self.empty, self.weighting, self.timestep_shift = base, empty, weighting, timestep_shift
         adapter.inject(self.unet)
 
     def forward(self, sample: Sample, live: Live, generator: torch.Generator) -> Tensor:
@@ -65,5 +72,6 @@ class AdapterStep(nn.Module):
             live,
             generator,
             self.weighting,
+            self.timestep_shift,
             **told,
         )

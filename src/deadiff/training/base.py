@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deadiff.autoencoder import PatchAutoencoder
+from deadiff.errors import ConfigError
 from deadiff.training.fast_attention import MatmulAttnProcessor
 from deadiff.training.loop import Task
 from deadiff.training.reader import tokenize
@@ -41,6 +42,11 @@ class BaseConfig:
     block_out_channels: tuple[int, int, int] = (192, 192, 256)
     head_dim: int = 64
     text_drop: float = 0.1  # share of the samples whose prompt is empty, for classifier-free guidance
+    timestep_shift: float = 1.0  # above 1 more of the samples are noisy, where the words decide; 1: uniform
+
+    def __post_init__(self) -> None:
+        if not self.timestep_shift > 0:
+            raise ConfigError(f"timestep_shift = {self.timestep_shift} must be above 0; 1 is uniform")
 
 
 class BaseBatch(NamedTuple):
@@ -64,9 +70,14 @@ def build_unet(config: BaseConfig, latent_channels: int, text_width: int, sample
     )
 
 
-def even_timesteps(count: int, generator: torch.Generator, total: int = 1000) -> Tensor:
-    """(count,) timesteps, one from each of `count` equal bands in random order: uniform, with less variance."""
+def even_timesteps(count: int, generator: torch.Generator, total: int = 1000, shift: float = 1.0) -> Tensor:
+    """(count,) timesteps, one from each of `count` equal bands in random order: uniform, with less variance.
+
+    shift: s moves them to s u / (1 + (s - 1) u), as Esser et al. 2024 (Stable Diffusion 3), equation 23.
+    """
     bands = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    if shift != 1:
+        bands = shift * bands / (1 + (shift - 1) * bands)
     return (bands * total).long()
 
 
@@ -101,7 +112,7 @@ class BaseTask(Task):
         unet, (latents, text) = self.modules["unet"], batch
         dropped = torch.rand(len(text), generator=generator) < self.config.text_drop
         text = torch.where(dropped[:, None], self.empty, text)
-        timesteps = even_timesteps(len(latents), generator)
+        timesteps = even_timesteps(len(latents), generator, shift=self.config.timestep_shift)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.schedule.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
         target = self.schedule.get_velocity(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from deadiff.extractor import Preprocess
@@ -93,7 +94,8 @@ class EyeTask(Task):
         dtype = heads.subject.weight.dtype
         with torch.no_grad():
             said = self.text_encoder(batch.text).pooler_output.to(dtype)
-        seen = self.modules["image_encoder"](batch.pixels.to(dtype), output_hidden_states=True)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is slow on a CPU (docs/log.md)
+            seen = self.modules["image_encoder"](batch.pixels.to(dtype), output_hidden_states=True)
         eye = F.layer_norm(seen.hidden_states[-2].float(), (c.vision_width,)).to(dtype)  # (B, V, W)
 
         text = F.normalize(heads.text_projection(said).float(), dim=-1)

@@ -1,5 +1,7 @@
 """A finished model back into a run folder, so that rivals and new adapters can be trained on its base without training that."""
 
+import json
+import re
 from pathlib import Path
 
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -10,6 +12,7 @@ from deadiff.training.autoencoder import encode_all, save_latents
 from deadiff.training.icon_art import IconArt
 
 DONE = "from-model.txt"  # written last
+SEEN = "samples-seen.json"  # stage -> samples that the model had seen, as its provenance tells
 
 
 def unpack(run: Path, art: IconArt, model: Path = ICONS) -> Path:
@@ -30,6 +33,8 @@ def unpack(run: Path, art: IconArt, model: Path = ICONS) -> Path:
     pipe.tokenizer.save_pretrained(run / "reader" / "tokenizer")
     whole_eye(adapter.vision).save_pretrained(run / "eye" / "image_encoder")
     save_latents(run / "autoencoder" / "latents.npy", encode_all(pipe.vae, art.pictures))  # pyright: ignore[reportArgumentType]
+    told = re.findall(r"(\w+) ([\d,]+)", adapter.config.provenance.get("training", ""))
+    (run / SEEN).write_text(json.dumps({stage: int(count.replace(",", "")) for stage, count in told}))
     (run / DONE).write_text(f"{model.resolve()}\n")
     return run
 

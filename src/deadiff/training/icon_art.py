@@ -13,6 +13,7 @@ from deadiff.errors import DataError
 from deadiff.training.objectives import Objective
 from deadiff.training.samples import choose, recolour, rng_of
 
+SUBJECT_LEFT_OUT = 0.5  # share of the SERE captions that say the style alone
 TRIES = 20  # draws for a reference before another target is taken
 
 
@@ -54,8 +55,15 @@ class IconArt:
         """(count,) picture numbers: plain art and renditions in the given shares, uniform within each."""
         return choose(rng, count, self.plain, self.rendered, self.plain_share)
 
-    def captions(self, chosen: np.ndarray, rng: np.random.Generator, style_share: float) -> list[str]:
-        return [caption(self.rows[i], rng, bool(rng.random() < style_share), self.counts) for i in chosen]
+    def captions(
+        self, chosen: np.ndarray, rng: np.random.Generator, style_share: float, rendered_share: float | None = None
+    ) -> list[str]:
+        """style_share of them name the style; of the renditions rendered_share, where it is given."""
+        shares = {False: style_share, True: style_share if rendered_share is None else rendered_share}
+        rendered = [self.rows[i]["rendition"] != PLAIN for i in chosen]
+        return [
+            caption(self.rows[i], rng, bool(rng.random() < shares[r]), self.counts) for i, r in zip(chosen, rendered, strict=True)
+        ]
 
     def for_autoencoder(self, draw: int, count: int) -> np.ndarray:
         """Pictures, some of them in colours that the art lacks."""
@@ -77,18 +85,19 @@ class IconArt:
         return self.pictures[chosen], self.captions(chosen, rng, 0.7), self.subject[chosen], self.style[chosen]
 
     def for_base(self, draw: int, count: int) -> tuple[np.ndarray, list[str]]:
-        """Cached latents and captions, half of which name the style."""
+        """Cached latents and captions: half of plain art's name the style, all of the renditions', so that a prompt without a
+        style means art as its artists drew it.
+        """
         rng = rng_of(self.seed, draw, stream=3)
         chosen = self.choose(rng, count)
-        return self._cached()[chosen], self.captions(chosen, rng, 0.5)
+        return self._cached()[chosen], self.captions(chosen, rng, 0.5, rendered_share=1.0)
 
     def for_alignment(self, draw: int, count: int) -> tuple[np.ndarray, list[str], list[str]]:
         """Pictures, a phrase for the style of each, its label with an article."""
         rng = rng_of(self.seed, draw, stream=5)
         chosen = self.choose(rng, count)
         rows = [self.rows[i] for i in chosen]
-        phrases = [style_phrases(row["set"], row["rendition"]) for row in rows]
-        said = [words[int(rng.integers(len(words)))] for words in phrases]
+        said = [self._style_words(i, rng) for i in chosen]
         return self.pictures[chosen], said, [with_article(plain_label(row["label"])) for row in rows]
 
     def for_adapter(
@@ -96,7 +105,8 @@ class IconArt:
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """References, latents of their targets, captions of the targets; not `paired`: the reference is the target itself.
 
-        STRE captions mostly leave the style to the reference; SERE captions name the style of the target in half of the cases.
+        Captions leave to the reference what it is there to say: STRE captions mostly the style, SERE captions in half of the
+        cases the subject ("a woodcut").
         """
         references, targets, captions = self.pairs(objective, draw, count, paired)
         return self.pictures[references], self._cached()[targets], captions
@@ -113,7 +123,16 @@ class IconArt:
                 references.append(reference)
         chosen = np.array(targets)
         share = 0.25 if objective is Objective.STRE else 0.5
-        return np.array(references), chosen, self.captions(chosen, rng, share)
+        captions = self.captions(chosen, rng, share)
+        if objective is Objective.SERE:
+            unnamed = rng.random(count) < SUBJECT_LEFT_OUT
+            captions = [self._style_words(i, rng) if u else c for i, u, c in zip(chosen, unnamed, captions, strict=True)]
+        return np.array(references), chosen, captions
+
+    def _style_words(self, number: int, rng: np.random.Generator) -> str:
+        """One way to say the style of a picture."""
+        words = style_phrases(self.rows[number]["set"], self.rows[number]["rendition"])
+        return words[int(rng.integers(len(words)))]
 
     def reference_for(self, objective: Objective, target: int, rng: np.random.Generator) -> int | None:
         """A reference for one target under one task, or None if its style or subject stands alone."""

@@ -167,7 +167,7 @@ def estimate(recipe: AdapterRecipe, batch_size: int | None = None) -> Cost:
             base.unet.enable_gradient_checkpointing()
         trained = select_trained(adapter, recipe.loop.train_ln_vision, recipe.model.train_image_kv)
         sample, empty = random_sample(base, adapter, layout, count)
-        step = AdapterStep(adapter, base, empty, recipe.loop.loss_weighting)
+        step = AdapterStep(adapter, base, empty, recipe.loop.loss_weighting, recipe.model.timestep_shift)
         frozen = [*base.unet.parameters(), *base.vae.parameters(), *adapter.vision.parameters()]
         frozen += [p for _, encoder in base.readers for p in encoder.parameters()]
         memory, flops = LiveBytes(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
@@ -244,7 +244,7 @@ def first_step(recipe: AdapterRecipe, batch_size: int = 1, report: Callable[[str
         base.unet.enable_gradient_checkpointing()
     trained = select_trained(adapter, recipe.loop.train_ln_vision, recipe.model.train_image_kv)
     report(f"models of full size made in {time.monotonic() - began:.0f} s; {len(adapter.image_kv)} layers routed")
-    step = AdapterStep(adapter, base, empty, recipe.loop.loss_weighting)
+    step = AdapterStep(adapter, base, empty, recipe.loop.loss_weighting, recipe.model.timestep_shift)
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate(recipe.loop, 0), betas=recipe.loop.betas)  # pyright: ignore
     average = Average(trained)
     for p in trained.values():

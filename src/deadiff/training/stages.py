@@ -33,8 +33,9 @@ from deadiff.training.alignment import AlignmentTask
 from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, fitted_autoencoder, save_latents
 from deadiff.training.base import SCHEDULE, BaseConfig, BaseTask
 from deadiff.training.eye import EyeConfig, EyeTask
+from deadiff.training.from_model import SEEN, unpack
 from deadiff.training.icon_art import IconArt
-from deadiff.training.loop import LoopConfig, Task, train
+from deadiff.training.loop import LoopConfig, Task, latest_checkpoint, train
 from deadiff.training.meanings import common_words, meanings, teacher_folder
 from deadiff.training.reader import ReaderConfig, ReaderTask, train_tokenizer
 
@@ -72,13 +73,15 @@ def run_stage(
     report: Report | None = None,
     *,
     start: Path | None = None,
+    init: Path | None = None,
     samples: int | None = None,
     art: IconArt | None = None,
 ) -> Path:
     """Train one stage to its end (or for `minutes`) and save what it made in run/STAGE. Returns that folder.
 
-    start: another run, whose stages serve where this run has none of its own. samples: how many in all, instead of the recipe's
-    steps. art: the data, where the caller has read it already.
+    start: another run, whose stages serve where this run has none of its own. init: a finished icons model, which is taken apart
+    into the run folder first. samples: how many in all, instead of the recipe's steps. art: the data, where the caller has read
+    it already. A stage that has finished weights and no checkpoint goes on from those weights.
     """
     loop = build(LoopConfig, recipe.loop, f"[loop] of {recipe.stage}")
     if samples is not None:
@@ -89,11 +92,26 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     if start is not None:
         (run / START).write_text(str(start.resolve()) + "\n")
+    if init is not None:
+        unpack(run, art, init)
     make, finish = STAGES[recipe.stage]
     task = make(recipe, art, run)
+    if latest_checkpoint(folder) is None:
+        _go_on_from_weights(task, folder)
     train(task, loop, folder, minutes, report)
     finish(task, art, folder)
     return folder
+
+
+def _go_on_from_weights(task: Task, folder: Path) -> None:
+    """Into each module what a finished stage saved of it. Raises ConfigError where the recipe's sizes are not those."""
+    for name, module in task.modules.items():
+        if (folder / name).is_dir():
+            made = type(module).from_pretrained(folder / name)  # pyright: ignore[reportAttributeAccessIssue]
+            try:
+                module.load_state_dict(made.state_dict())
+            except RuntimeError as error:
+                raise ConfigError(f"'{folder / name}' is of other sizes than the recipe's [model]: change one of them") from error
 
 
 def shortened(loop: LoopConfig, samples: int) -> LoopConfig:
@@ -296,11 +314,15 @@ def _read(run: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
 
 def provenance_of(run: Path) -> dict[str, str]:
     """Whose weights these are and how far each stage was trained: for the config of what is packed, and `deadiff inspect`."""
-    trained = []
+    seen: dict[str, int] = json.loads((run / SEEN).read_text()) if (run / SEEN).is_file() else {}
     for stage in STAGES:
+        folder = run / stage
+        if stage in seen and not (folder / "curve.jsonl").is_file():  # as the model brought it
+            continue
         lines = _made(run, stage, "curve.jsonl").read_text().splitlines()
-        loop = json.loads(_made(run, stage, "loop.json").read_text())
-        trained.append(f"{stage} {json.loads(lines[-1])['step'] * loop['batch_size'] if lines else 0:,}")
+        batch = json.loads(_made(run, stage, "loop.json").read_text())["batch_size"]
+        seen[stage] = seen.get(stage, 0) + (json.loads(lines[-1])["step"] * batch if lines else 0)
+    trained = [f"{stage} {seen[stage]:,}" for stage in STAGES]
     return {
         "model": "icons, trained by this project's recipes on emoji art and renditions of it (NOTICE names the artists)",
         "licence": "weights: Apache-2.0, with the attributions of NOTICE (CC-BY-4.0 art among them)",
