@@ -43,6 +43,9 @@ def icons(
     renditions: Annotated[
         int, typer.Option(help="Seen renditions of each picture; one held-out rendition comes on top. 0: none.")
     ] = 3,
+    house_renditions: Annotated[
+        int, typer.Option(help="Seen renditions of the one drawing that stands for a subject where no style is named.")
+    ] = 12,
     limit: Annotated[Optional[int], typer.Option(help="Only so many subjects, for a miniature run.")] = None,  # noqa: UP045
     cache: Annotated[Path, typer.Option(help="Where the fetched packages are kept.")] = Path("~/.cache/deadiff/art"),
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing; fail if the cache lacks a package.")] = False,
@@ -60,7 +63,7 @@ def icons(
         from deadiff.data.card import write_card
         from deadiff.data.look import contact_sheets
 
-        config = BuildConfig(size=size, seed=seed, renditions=renditions, limit=limit)
+        config = BuildConfig(size=size, seed=seed, renditions=renditions, house_renditions=house_renditions, limit=limit)
         workers = processes or os.cpu_count() or 1
         with _progress() as report:
             build(out, config, cache=cache, art=art, offline=offline, processes=workers, progress=report)

@@ -2,7 +2,7 @@
 
 OUT/build.json            what was asked for: a run with other options refuses to mix with it
 OUT/plain/SET.parquet     the art as drawn, one row a picture
-OUT/rendered/SET-NN.parquet   N seen renditions and one held-out rendition of each picture of the training sets
+OUT/rendered/SET-NN.parquet   N seen renditions (more of the house drawing) and one held-out rendition of each training picture
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deadiff.data.art import DEFAULT_CACHE, EMOJIBASE, EMOJILIB, SETS, SETS_BY_N
 from deadiff.data.captions import STYLE_SHARE, caption, tag_counts
 from deadiff.data.icons import Drawing, read_art_folder, read_drawings, read_font, render_all, screen
 from deadiff.data.renditions import RENDITIONS, render
-from deadiff.data.splits import HELD_OUT_RENDITIONS, PLAIN, family_of, is_reference_holdout, split_of
+from deadiff.data.splits import HELD_OUT_RENDITIONS, PLAIN, family_of, house_set, is_reference_holdout, split_of
 from deadiff.data.store import decode_png, encode_png, read_rows, write_shard
 from deadiff.data.subjects import Subject, read_subjects
 from deadiff.errors import ConfigError, DataError
@@ -43,15 +43,17 @@ class BuildConfig:
     size: int = 128  # pixels a side
     seed: int = 0  # of renditions and captions
     renditions: int = 3  # seen renditions of each picture of the training sets
+    house_renditions: int = 12  # seen renditions of the drawing that stands for a subject where no style is named (`house_set`)
     limit: int | None = None  # subjects; None for all of them
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 512:
             raise ConfigError(f"size is {self.size}: expected 16 to 512 pixels")
-        if not 0 <= self.renditions <= len(SEEN_RENDITIONS):
-            raise ConfigError(
-                f"renditions is {self.renditions}: expected 0 to {len(SEEN_RENDITIONS)}, the number of seen renditions"
-            )
+        for name in ("renditions", "house_renditions"):
+            if not 0 <= getattr(self, name) <= len(SEEN_RENDITIONS):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}: expected 0 to {len(SEEN_RENDITIONS)}, the number of seen renditions"
+                )
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit is {self.limit}: expected at least 1 subject")
 
@@ -172,8 +174,12 @@ def _build_renditions(
 ) -> None:
     records = {subject.hexcode: subject for subject in subjects}
     names = [name for name in source.sets if not SETS_BY_NAME[name].held_out]  # an unseen style already: it stays as drawn
-    total = sum(len(read_rows(out / "plain" / f"{name}.parquet", ["set"])) for name in names)
-    done = 0
+    sets_of: dict[str, list[str]] = {}  # subject -> the sets that drew it
+    for name in names:
+        for row in read_rows(out / "plain" / f"{name}.parquet", ["subject"]):
+            sets_of.setdefault(row["subject"], []).append(name)
+    houses = {subject: house_set(subject, sets) for subject, sets in sets_of.items()}
+    total, done = sum(len(sets) for sets in sets_of.values()), 0
     for name in names:
         plain = read_rows(out / "plain" / f"{name}.parquet", ["image", "subject"])
         for start in range(0, len(plain), PICTURES_PER_SHARD):
@@ -183,10 +189,13 @@ def _build_renditions(
                 done += len(part)
                 progress("pictures rendered", done, total)
                 continue
-            jobs = [(row["image"]["bytes"], row["subject"]) for row in part]
-            job = partial(_render_job, set_name=name, number=config.renditions, seed=config.seed)
+            jobs = [
+                (row["image"]["bytes"], row["subject"], _number_of_renditions(config, houses[row["subject"]] == name))
+                for row in part
+            ]
+            job = partial(_render_job, set_name=name, seed=config.seed)
             rows = []
-            for (_, subject), drawn in zip(jobs, mapped(job, jobs), strict=True):
+            for (_, subject, _), drawn in zip(jobs, mapped(job, jobs), strict=True):
                 rows += [
                     _row(png, sha256, records[subject], name, rendition, palette, config.seed, counts)
                     for png, sha256, rendition, palette in drawn
@@ -196,10 +205,14 @@ def _build_renditions(
             write_shard(shard, rows)
 
 
-def _render_job(picture: tuple[bytes, str], set_name: str, number: int, seed: int) -> list[tuple[bytes, str, str, str]]:
+def _number_of_renditions(config: BuildConfig, is_house: bool) -> int:
+    return max(config.renditions, config.house_renditions) if is_house else config.renditions
+
+
+def _render_job(picture: tuple[bytes, str, int], set_name: str, seed: int) -> list[tuple[bytes, str, str, str]]:
     """One plain picture -> (png, sha256, rendition, palette) of each of its renditions."""
     cv2.setNumThreads(1)
-    png, subject = picture
+    png, subject, number = picture
     image = decode_png(png)
     names = [*planned_renditions(subject, set_name, number, seed), planned_held_out(subject, set_name, seed)]
     drawn = []

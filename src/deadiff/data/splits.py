@@ -14,6 +14,7 @@ The lots are hashes of names: no list to store, nothing to seed, the same on eve
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 from deadiff.data.art import SETS_BY_NAME
 from deadiff.errors import DataError
@@ -26,6 +27,9 @@ SPLITS = (TRAIN, UNSEEN_COMBINATION, UNSEEN_STYLE)
 PLAIN = "plain"
 HELD_OUT_SETS = frozenset(art_set.name for art_set in SETS_BY_NAME.values() if art_set.held_out)
 HELD_OUT_RENDITIONS = frozenset({"scratchboard", "batik", "cyanotype", "stained_glass", "knitted"})  # one or more of each medium
+
+# whose drawing a prompt without a style means: the first of these that has the subject and may be trained on (`house_set`)
+HOUSE_SETS = ("twemoji", "fluent-emoji-flat", "noto", "emojione", "fluent-emoji", "noto-v1")
 
 COMBINATION_SHARE = 0.10  # of the drawings
 REFERENCE_SHARE = 0.05  # of the drawings
@@ -45,6 +49,11 @@ def split_of(subject: str, set: str, rendition: str = PLAIN) -> str:
     if _lot("combination", subject, family_of(set)) < COMBINATION_SHARE:
         return UNSEEN_COMBINATION
     return TRAIN
+
+
+def house_set(subject: str, sets: Collection[str]) -> str | None:
+    """Of the sets that drew a subject, the one whose drawing stands for it where no style is named; None where none may."""
+    return next((name for name in HOUSE_SETS if name in sets and split_of(subject, name) == TRAIN), None)
 
 
 def is_reference_holdout(subject: str, set: str, rendition: str = PLAIN) -> bool:

@@ -14,13 +14,14 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from deadiff import eight_bit
 from deadiff.adapter import DEADiffAdapter
 from deadiff.autoencoder import PatchAutoencoder
 from deadiff.config import read_config
 from deadiff.errors import CheckpointError
+from deadiff.sketch import text_tower
 from deadiff.weights import check_weights
 
 WEIGHTS = "weights.safetensors"
@@ -33,7 +34,7 @@ def load_embedded(folder: Path = ICONS, dtype: torch.dtype = torch.float32) -> t
         raise CheckpointError(f"the embedded model is missing in '{folder}': reinstall deadiff, or name a model folder instead")
     vae = PatchAutoencoder.from_config(_config(folder / "vae"))
     unet = UNet2DConditionModel.from_config(_config(folder / "unet"))
-    text_encoder = CLIPTextModel(CLIPTextConfig(**_config(folder / "text_encoder")))
+    text_encoder = text_tower(CLIPTextConfig(**_config(folder / "text_encoder")))
     for name, module in {"vae": vae, "unet": unet, "text_encoder": text_encoder}.items():
         assert isinstance(module, nn.Module)
         weights = eight_bit.load(folder / name / WEIGHTS)

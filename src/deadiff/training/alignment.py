@@ -1,8 +1,9 @@
-"""Stage 5 of the icons model: teach both Q-Formers to say in tokens what the text tower says in words.
+"""Stage 6 of the icons model: teach both Q-Formers to say in tokens what the text tower says in words.
 
 The paper starts from BLIP-Diffusion's Q-Formers, whose tokens a text encoder's reader understands already. Such a start is made
-here in minutes and without the U-Net: the style tokens of a picture should equal the hidden states of a phrase for its style,
-the content tokens those of its label. Image K/V begin as copies of the text's, so the base can read them from the first step.
+here in minutes and without the U-Net: the style tokens of a picture should equal the hidden states of a phrase for its style, the
+content tokens those of its label, or where the tower sketches the sketch for it. Image K/V begin as copies of the text's, so the
+base can read them from the first step.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deadiff.adapter import DEADiffAdapter
+from deadiff.sketch import sketch_tokens
 from deadiff.training.loop import Task
 from deadiff.training.reader import tokenize
 from deadiff.training.samples import to_pixels
@@ -55,11 +57,12 @@ class AlignmentTask(Task):
         return Said(pixels, tokenize(self.tokenizer, style), tokenize(self.tokenizer, content))
 
     def loss(self, batch: Said, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared difference between tokens and the first hidden states of the phrases, role by role."""
-        tokens = self.adapter(style=batch.pixels, content=batch.pixels)
+        """Mean squared difference between tokens and hidden states of the phrases, role by role: their first, or their sketch."""
+        tokens, count = self.adapter(style=batch.pixels, content=batch.pixels), self.adapter.config.num_tokens
         with torch.no_grad():
-            said = self.text_encoder(torch.cat([batch.style, batch.content])).last_hidden_state[
-                :, : self.adapter.config.num_tokens
-            ]
-        style, content = (F.mse_loss(t.float(), s) for t, s in zip(tokens, said.chunk(2), strict=True))
+            style_said, content_said = self.text_encoder(torch.cat([batch.style, batch.content])).last_hidden_state.chunk(2)
+        sketches = sketch_tokens(self.text_encoder.config) == count
+        content_said = content_said[:, -count:] if sketches else content_said[:, :count]
+        style = F.mse_loss(tokens.style.float(), style_said[:, :count])
+        content = F.mse_loss(tokens.content.float(), content_said)
         return style + content, {"style": style.detach(), "content": content.detach()}

@@ -1,4 +1,4 @@
-"""Stage 4 of the icons model: the text-to-image base, a latent U-Net with SD 1.5's sixteen cross-attention layers."""
+"""Stage 5 of the icons model: the text-to-image base, a latent U-Net with SD 1.5's sixteen cross-attention layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

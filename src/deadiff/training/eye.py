@@ -1,4 +1,4 @@
-"""Stage 3 of the icons model: the eye, an image tower whose penultimate layer is what the Q-Formers look at.
+"""Stage 4 of the icons model: the eye, an image tower whose penultimate layer is what the Q-Formers look at.
 
 Three signals shape it: pictures against their captions as the reader understands them (Radford et al. 2021, figure 3; the reader
 stays as it is), and the labels of subject and style, read from the very hidden states that the adapter will see.

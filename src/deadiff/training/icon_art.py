@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from deadiff.data.captions import caption, plain_label, style_phrases, tag_counts, with_article
-from deadiff.data.splits import PLAIN, TRAIN
+from deadiff.data.splits import PLAIN, TRAIN, house_set
 from deadiff.data.store import read_arrays, read_split
 from deadiff.errors import DataError
 from deadiff.training.objectives import Objective
 from deadiff.training.samples import choose, recolour, rng_of
 
 SUBJECT_LEFT_OUT = 0.5  # share of the SERE captions that say the style alone
+HOUSE_SHARE = 0.6  # of the plain targets are house drawings
 TRIES = 20  # draws for a reference before another target is taken
 
 
@@ -33,6 +34,11 @@ class IconArt:
         self.counts = tag_counts(self.rows)
         is_plain = np.array([row["rendition"] == PLAIN for row in self.rows])
         self.plain, self.rendered = np.flatnonzero(is_plain), np.flatnonzero(~is_plain)
+        houses = self._houses()
+        at_home = np.array([row["set"] == houses[row["subject"]] for row in self.rows])
+        self.house = np.flatnonzero(is_plain & at_home)  # what a caption without a style stands for
+        self.other = np.flatnonzero(is_plain & ~at_home)
+        self.house_rendered = np.flatnonzero(~is_plain & at_home)
         self.subjects = sorted({row["subject"] for row in self.rows})
         self.styles = sorted({style_name(row) for row in self.rows})
         subject_class = {name: i for i, name in enumerate(self.subjects)}
@@ -55,15 +61,31 @@ class IconArt:
         """(count,) picture numbers: plain art and renditions in the given shares, uniform within each."""
         return choose(rng, count, self.plain, self.rendered, self.plain_share)
 
+    def _houses(self) -> dict[str, str]:
+        """Subject -> the set whose drawing stands for it where no style is named."""
+        sets_of: dict[str, set[str]] = defaultdict(set)
+        for i in (*self.plain, *self.rendered):
+            row = self.rows[i]
+            if row["rendition"] == PLAIN or row["subject"] not in sets_of:  # its plain art may have been left out
+                sets_of[row["subject"]].add(row["set"])
+        return {subject: house_set(subject, sets) or min(sets) for subject, sets in sets_of.items()}
+
+    def choose_targets(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """(count,) numbers of pictures to learn to draw: of plain art the house drawings and in smaller part the other sets', of
+        the renditions those of house drawings, so that a subject has one shape and a style is what is done to it.
+        """
+        plain = choose(rng, count, self.house, self.other, HOUSE_SHARE)
+        rendered = self.house_rendered if len(self.house_rendered) else self.rendered
+        return np.where(rng.random(count) < self.plain_share, plain, rng.choice(rendered, count)) if len(rendered) else plain
+
     def captions(
-        self, chosen: np.ndarray, rng: np.random.Generator, style_share: float, rendered_share: float | None = None
+        self, chosen: np.ndarray, rng: np.random.Generator, style_share: float, else_share: float | None = None
     ) -> list[str]:
-        """style_share of them name the style; of the renditions rendered_share, where it is given."""
-        shares = {False: style_share, True: style_share if rendered_share is None else rendered_share}
-        rendered = [self.rows[i]["rendition"] != PLAIN for i in chosen]
-        return [
-            caption(self.rows[i], rng, bool(rng.random() < shares[r]), self.counts) for i, r in zip(chosen, rendered, strict=True)
-        ]
+        """style_share of them name the style; of all but the house drawings else_share, where it is given."""
+        shares = np.full(len(chosen), style_share)
+        if else_share is not None:
+            shares[~np.isin(chosen, self.house)] = else_share
+        return [caption(self.rows[i], rng, bool(rng.random() < s), self.counts) for i, s in zip(chosen, shares, strict=True)]
 
     def for_autoencoder(self, draw: int, count: int) -> np.ndarray:
         """Pictures, some of them in colours that the art lacks."""
@@ -85,12 +107,27 @@ class IconArt:
         return self.pictures[chosen], self.captions(chosen, rng, 0.7), self.subject[chosen], self.style[chosen]
 
     def for_base(self, draw: int, count: int) -> tuple[np.ndarray, list[str]]:
-        """Cached latents and captions: half of plain art's name the style, all of the renditions', so that a prompt without a
-        style means art as its artists drew it.
+        """Cached latents and captions: those of the house drawings mostly leave the style out, all others name it, so that a
+        prompt without a style means one thing.
         """
         rng = rng_of(self.seed, draw, stream=3)
-        chosen = self.choose(rng, count)
-        return self._cached()[chosen], self.captions(chosen, rng, 0.5, rendered_share=1.0)
+        chosen = self.choose_targets(rng, count)
+        return self._cached()[chosen], self.captions(chosen, rng, 0.2, else_share=1.0)
+
+    def for_sketch(self, plain: int, styled: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Captions, the number of the picture that each stands for, and whether it leaves the style out: `plain` captions of each
+        house drawing without its style, `styled` of each house drawing, its renditions and the other sets' drawings with it; then
+        the empty caption and the style's words alone, for pictures by lot.
+        """
+        rng = rng_of(self.seed, 0, stream=9)
+        drawn = np.concatenate([self.house, self.other, self.house_rendered])
+        chosen = np.concatenate([np.repeat(self.house, plain), np.repeat(drawn, styled)])
+        is_plain = np.arange(len(chosen)) < plain * len(self.house)
+        said = [caption(self.rows[i], rng, not p, self.counts) for i, p in zip(chosen, is_plain, strict=True)]
+        some, any_style = (rng.choice(pool, max(1, len(pool) * plain // 32)) for pool in (self.house, drawn))
+        said += [""] * len(some) + [self._style_words(i, rng) for i in any_style]
+        is_plain = np.concatenate([is_plain, np.ones(len(some), bool), np.zeros(len(any_style), bool)])
+        return said, np.concatenate([chosen, some, any_style]), is_plain
 
     def for_alignment(self, draw: int, count: int) -> tuple[np.ndarray, list[str], list[str]]:
         """Pictures, a phrase for the style of each, its label with an article."""
@@ -116,7 +153,7 @@ class IconArt:
         rng = rng_of(self.seed, draw, stream=4)
         targets, references = [], []
         while len(targets) < count:
-            target = int(self.choose(rng, 1)[0])
+            target = int(self.choose_targets(rng, 1)[0])
             reference = self.reference_for(objective if paired else Objective.RECONSTRUCTION, target, rng)
             if reference is not None:
                 targets.append(target)

@@ -1,4 +1,4 @@
-"""The stages of the icons model, run from recipes: autoencoder, reader, eye, base, alignment, adapter; then pack.
+"""The stages of the icons model, run from recipes: autoencoder, reader, sketch, eye, base, alignment, adapter; then pack.
 
 A recipe is a TOML file: `stage`, and [loop] and [model] tables whose keys are those of the dataclasses. A run folder has one
 sub-folder a stage; each stage reads what the ones before it left there.
@@ -27,6 +27,7 @@ from deadiff.data.captions import plain_label, style_phrases
 from deadiff.embedded import pipeline_of, save_embedded
 from deadiff.errors import ConfigError, DataError
 from deadiff.extractor import Preprocess
+from deadiff.sketch import load_text_tower, total_tokens
 from deadiff.toml_tables import build, read_table
 from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig, switched
 from deadiff.training.alignment import AlignmentTask
@@ -38,6 +39,7 @@ from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, Task, latest_checkpoint, train
 from deadiff.training.meanings import common_words, meanings, teacher_folder
 from deadiff.training.reader import ReaderConfig, ReaderTask, train_tokenizer
+from deadiff.training.sketch import Bank, SketchConfig, SketchTask, read_bank
 
 Report = Callable[[dict[str, Any]], None]
 START = "start.txt"  # in a run folder: the run that it builds on
@@ -173,6 +175,28 @@ def _finish_reader(task: Any, art: IconArt, folder: Path) -> None:
     task.modules["text_encoder"].float().save_pretrained(folder / "text_encoder")
 
 
+def _sketch(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    """A reader without a sketch is given one; one that has it goes on learning."""
+    config = build(SketchConfig, recipe.model, "[model]")
+    folder = run / "sketch"
+    latents = _latents(art, run)
+    text_encoder = load_text_tower(_made(run, "reader", "text_encoder"))
+    tokenizer = CLIPTokenizer.from_pretrained(_made(run, "reader", "tokenizer"))
+    captions, pictures, is_plain = art.for_sketch(config.plain_captions, config.styled_captions)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "bank.npy").is_file():
+        save_latents(folder / "bank.npy", read_bank(text_encoder.eval(), tokenizer, captions).numpy())
+    states = torch.from_numpy(np.load(folder / "bank.npy"))
+    if len(states) != len(captions):
+        raise DataError(f"'{folder / 'bank.npy'}' is of other data or another recipe: delete it")
+    scaling = _vae(run).config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
+    return SketchTask(config, text_encoder, Bank(states, pictures, is_plain), latents, scaling)
+
+
+def _finish_sketch(task: Any, art: IconArt, folder: Path) -> None:
+    task.tower.float().save_pretrained(folder / "text_encoder")
+
+
 def _eye(recipe: Recipe, art: IconArt, run: Path) -> Task:
     config = build(EyeConfig, recipe.model, "[model]")
     return EyeTask(config, *_read(run), art.for_eye, len(art.subjects), len(art.styles))
@@ -244,7 +268,7 @@ def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> A
         base="icons",
         routes="icons",
         token_dim=width,
-        text_length=text_encoder.config.max_position_embeddings,  # the tokenizer's length too
+        text_length=total_tokens(text_encoder.config),
         qformer=qformer,
         projection_dim=2 * width,
         dropout=0.0,
@@ -262,6 +286,7 @@ def _finish_adapter(task: Any, art: IconArt, folder: Path) -> None:
 STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, IconArt, Path], None]]] = {
     "autoencoder": (_autoencoder, _finish_autoencoder),
     "reader": (_reader, _finish_reader),
+    "sketch": (_sketch, _finish_sketch),
     "eye": (_eye, _finish_eye),
     "base": (_base, _finish_base),
     "alignment": (_alignment, _finish_adapter),
@@ -308,7 +333,7 @@ def _vae(run: Path) -> PatchAutoencoder:
 
 
 def _read(run: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    text_encoder = CLIPTextModel.from_pretrained(_made(run, "reader", "text_encoder"))
+    text_encoder = load_text_tower(_made(run, "sketch", "text_encoder"))
     return text_encoder, CLIPTokenizer.from_pretrained(_made(run, "reader", "tokenizer"))
 
 
