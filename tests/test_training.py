@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from deadiff.adapter import DEADiffAdapter
 from deadiff.data.build import BuildConfig, build
 from deadiff.data.splits import house_set
 from deadiff.embedded import load_embedded
@@ -233,10 +234,16 @@ def test_a_finished_model_is_trained_on(run: Path, data: Path, tmp_path: Path) -
     stages.run_stage(recipe(tmp_path, "base", further), data, tmp_path / "run", init=tmp_path / "model")
     made = stages.UNet2DConditionModel.from_pretrained(tmp_path / "run" / "base" / "unet").state_dict()
     assert all(torch.allclose(made[name], unet[name], rtol=0.01, atol=1e-4) for name in unet)  # saved from bf16
-    for stage in ("alignment", "adapter"):  # not in a finished model
+    for stage in ("alignment", "adapter"):
         stages.run_stage(recipe(tmp_path, stage, further), data, tmp_path / "run")
+        went_on = DEADiffAdapter.from_pretrained(tmp_path / "run" / stage / "adapter").state_dict()
+        shipped = load_embedded(tmp_path / "model")[1].state_dict()
+        kept = [name for name in shipped if not name.startswith("image_kv")]
+        assert all(torch.allclose(went_on[name], shipped[name], rtol=0.01, atol=1e-4) for name in kept)
+    told = made["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"]  # image K/V begin anew, from the base's
+    assert any(torch.allclose(value, told, rtol=0.01, atol=1e-4) for value in went_on.values() if value.shape == told.shape)
     said = stages.provenance_of(tmp_path / "run")["training"]
-    assert "reader 24" in said and "base 32" in said and "adapter 8" in said  # with what the model had seen before
+    assert "reader 24" in said and "base 32" in said and "adapter 32" in said  # with what the model had seen before
     with pytest.raises(ConfigError, match="of other sizes"):
         sizes = {"block_out_channels": [32, 32, 64], "head_dim": 16}
         other = stages.Recipe(stage="base", loop={"steps": 2, "batch_size": 2}, model=sizes)

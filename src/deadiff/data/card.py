@@ -80,7 +80,8 @@ def card(rows: list[dict]) -> str:
             _paragraph(
                 "Pure functions of a picture and a random generator, which chooses palette, angles and textures; about 3 "
                 "ms each at 128 pixels on "
-                "one thread. Each picture of the training sets gets some of the seen renditions and one of the held-out "
+                "one thread. Each picture of the training sets gets some of the seen renditions, the drawing that stands for its "
+                "subject where no style is named more of them, and one of the held-out "
                 "ones; the held-out sets "
                 "stay as drawn."
             ),

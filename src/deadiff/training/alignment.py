@@ -6,6 +6,7 @@ content tokens those of its label, or where the tower sketches the sketch for it
 base can read them from the first step.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class AlignmentTask(Task):
         self.draw, self.tokenizer = draw, tokenizer
         self.text_encoder = text_encoder.requires_grad_(False).eval()
         adapter.image_kv.requires_grad_(False)
+        self.image_kv = copy.deepcopy(adapter.image_kv.state_dict())
         self.modules = {"adapter": adapter.train()}
 
     @property

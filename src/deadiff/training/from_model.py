@@ -12,14 +12,14 @@ from deadiff.training.autoencoder import encode_all, save_latents
 from deadiff.training.icon_art import IconArt
 
 DONE = "from-model.txt"  # written last
-ANEW = ("alignment", "adapter")  # not in a finished model as stages: they start anew
 SEEN = "samples-seen.json"  # stage -> samples that the model had seen, as its provenance tells
 
 
 def unpack(run: Path, art: IconArt, model: Path = ICONS) -> Path:
-    """An icons model's folder -> RUN/{autoencoder,reader,sketch,eye,base}, as the stages would have left them. Returns RUN.
+    """An icons model's folder -> RUN/{autoencoder,reader,sketch,eye,base,alignment}, as the stages would have left them.
 
-    The alignment is not in a finished model: its stage comes next. Raises CheckpointError for a model of another make.
+    The adapter stands where the alignment would: both stages go on from it. Returns RUN. Raises CheckpointError for a model of
+    another make.
     """
     if (run / DONE).is_file() and (run / DONE).read_text().strip() == str(model.resolve()):
         return run
@@ -34,9 +34,10 @@ def unpack(run: Path, art: IconArt, model: Path = ICONS) -> Path:
         pipe.text_encoder.save_pretrained(run / stage / "text_encoder")
     pipe.tokenizer.save_pretrained(run / "reader" / "tokenizer")
     whole_eye(adapter.vision).save_pretrained(run / "eye" / "image_encoder")
+    adapter.save_pretrained(run / "alignment" / "adapter")
     save_latents(run / "autoencoder" / "latents.npy", encode_all(pipe.vae, art.pictures))  # pyright: ignore[reportArgumentType]
     told = re.findall(r"(\w+) ([\d,]+)", adapter.config.provenance.get("training", ""))
-    (run / SEEN).write_text(json.dumps({stage: int(count.replace(",", "")) for stage, count in told if stage not in ANEW}))
+    (run / SEEN).write_text(json.dumps({stage: int(count.replace(",", "")) for stage, count in told}))
     (run / DONE).write_text(f"{model.resolve()}\n")
     return run
 

@@ -277,6 +277,12 @@ def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> A
     )
 
 
+def _finish_alignment(task: Any, art: IconArt, folder: Path) -> None:
+    """Image K/V begin as copies of the text's of this run's base, whatever adapter the readers went on from."""
+    task.adapter.image_kv.load_state_dict(task.image_kv)
+    _finish_adapter(task, art, folder)
+
+
 def _finish_adapter(task: Any, art: IconArt, folder: Path) -> None:
     adapter: DEADiffAdapter = task.modules["adapter"]
     adapter.eject()  # nothing to do where it was not injected
@@ -289,7 +295,7 @@ STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, 
     "sketch": (_sketch, _finish_sketch),
     "eye": (_eye, _finish_eye),
     "base": (_base, _finish_base),
-    "alignment": (_alignment, _finish_adapter),
+    "alignment": (_alignment, _finish_alignment),
     "adapter": (_adapter, _finish_adapter),
 }
 
