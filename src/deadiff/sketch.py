@@ -42,9 +42,9 @@ class SketchTextModel(CLIPTextModel):
         length: int = self.config.max_position_embeddings  # pyright: ignore[reportAssignmentType]
         if input_ids.shape[1] > length:
             input_ids = input_ids[:, :length].clone()
-            input_ids[:, -1] = self.config.eos_token_id  # as a tokenizer ends what it cuts
+            input_ids[:, -1] = self.config.eos_token_id  # pyright: ignore[reportArgumentType]  # as a tokenizer ends what it cuts
             attention_mask = None if attention_mask is None else attention_mask[:, :length]
-        said = super().forward(input_ids, attention_mask=attention_mask, **options)
+        said: Any = super().forward(input_ids, attention_mask=attention_mask, **options)
         said.last_hidden_state = torch.cat([said.last_hidden_state, self.sketch_states(said.pooler_output)], 1)
         return said
 
