@@ -416,10 +416,11 @@ def test_evaluation_prompts_name_one_subject():
 
 def test_the_command_builds_a_card_and_contact_sheets(tmp_path):
     arguments = ["icons", "--out", str(tmp_path / "set"), "--art", str(ART), "--size", "32", "--renditions", "1", "--limit", "12"]
+    arguments += ["--house-renditions", "4"]
     result = CliRunner().invoke(app, [*arguments, "--processes", "1"])
     assert result.exit_code == 0, result.output
     card = (tmp_path / "set" / "card.md").read_text()
-    assert f"**{48 + 36 * 2} pictures**: 48 as drawn" in card
+    assert f"**{48 + 36 * 2 + 12 * 3} pictures**: 48 as drawn" in card  # the house drawing of each subject has three more
     assert "| twemoji | @iconify-json/twemoji 1.2.5 | CC-BY-4.0 | twemoji | 12 | training |" in card
     sheets = sorted((tmp_path / "set" / "sheets").iterdir())
     assert len(sheets) == 1 + -(-len(RENDITIONS) // 10)

@@ -78,7 +78,7 @@ def test_two_processes_train_as_one_that_accumulates(model: Path, tmp_path: Path
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         if name.startswith(("weights/", "average/")):  # AdamW turns the sign of a tiny gradient into a whole step: so the mean
-            assert (value - theirs[name]).abs().mean() <= 1e-6, name
+            assert (value - theirs[name]).abs().mean() <= 2e-6, name
     shards = [len(list((tmp_path / name / "vision").glob("*.safetensors"))) for name in ("cache-one", "cache-two")]
     assert shards == [1, 2]
 

@@ -43,7 +43,7 @@ class BuildConfig:
     size: int = 128  # pixels a side
     seed: int = 0  # of renditions and captions
     renditions: int = 3  # seen renditions of each picture of the training sets
-    house_renditions: int = 12  # seen renditions of the drawing that stands for a subject where no style is named (`house_set`)
+    house_renditions: int = 0  # of the drawing that stands for a subject where no style is named (`house_set`), if more
     limit: int | None = None  # subjects; None for all of them
 
     def __post_init__(self) -> None:
