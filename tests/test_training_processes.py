@@ -76,9 +76,10 @@ def test_two_processes_train_as_one_that_accumulates(model: Path, tmp_path: Path
             assert abs(a[name] - b[name]) <= TOLERANCE, name
     (_, mine), (_, theirs) = one.load(), two.load()
     assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        if name.startswith(("weights/", "average/")):  # AdamW turns the sign of a tiny gradient into a whole step: so the mean
-            assert (value - theirs[name]).abs().mean() <= 2e-6, name
+    learned = [name for name in mine if name.startswith(("weights/", "average/"))]
+    apart = torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in learned])
+    assert apart.mean() <= 1e-6  # over all weights: AdamW turns the sign of a tiny gradient into a whole step of a few of them
+    assert apart.max() <= 2 * 4 * 1e-4  # four steps of the learning rate each way
     shards = [len(list((tmp_path / name / "vision").glob("*.safetensors"))) for name in ("cache-one", "cache-two")]
     assert shards == [1, 2]
 
