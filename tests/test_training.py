@@ -198,6 +198,15 @@ def test_the_sketch_is_read_after_the_words_and_learns_what_captions_mean(run: P
     assert torch.equal(states[:, :16], words)
 
 
+def test_a_reader_that_sketches_goes_on_from_its_sketch(run: Path, data: Path, tmp_path: Path) -> None:
+    stages.pack(run, tmp_path / "model", stages.provenance_of(run))
+    shipped = load_embedded(tmp_path / "model")[0].text_encoder.state_dict()
+    further = LOOP.replace("steps = 6", "steps = 2").replace("1e-3", "0.0") + 'precision = "fp32"\n'
+    stages.run_stage(recipe(tmp_path, "sketch", further), data, tmp_path / "run", init=tmp_path / "model")
+    went_on = load_text_tower(tmp_path / "run" / "sketch" / "text_encoder").state_dict()
+    assert all(torch.equal(went_on[name], shipped[name]) for name in shipped)
+
+
 def test_shifted_timesteps_are_noisier_and_uniform_ones_stay_even() -> None:
     generator = torch.Generator().manual_seed(0)
     uniform, shifted = even_timesteps(1000, generator), even_timesteps(1000, generator, shift=4.0)

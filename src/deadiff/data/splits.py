@@ -52,8 +52,12 @@ def split_of(subject: str, set: str, rendition: str = PLAIN) -> str:
 
 
 def house_set(subject: str, sets: Collection[str]) -> str | None:
-    """Of the sets that drew a subject, the one whose drawing stands for it where no style is named; None where none may."""
-    return next((name for name in HOUSE_SETS if name in sets and split_of(subject, name) == TRAIN), None)
+    """Of the sets that drew a subject, the one whose drawing stands for it where no style is named; None where none may.
+
+    Where none of HOUSE_SETS drew it, the first set by name.
+    """
+    order = (*HOUSE_SETS, *sorted(sets))
+    return next((name for name in order if name in sets and split_of(subject, name) == TRAIN), None)
 
 
 def is_reference_holdout(subject: str, set: str, rendition: str = PLAIN) -> bool:

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from deadiff.adapter import DEADiffAdapter, Tokens
 from deadiff.errors import ConfigError
-from deadiff.training.base import even_timesteps
+from deadiff.training.base import check_shift, even_timesteps
 from deadiff.training.loop import Task
 from deadiff.training.objectives import Live, Objective, diffusion_loss, keep_text, live_parts
 from deadiff.training.reader import tokenize
@@ -41,8 +41,7 @@ class AdapterTrainingConfig:
             raise ConfigError(f"objectives: {got}; expected some of {', '.join(names)}")
         if not 0 <= self.text_drop < 1:
             raise ConfigError(f"text_drop is {self.text_drop}: expected a share below 1")
-        if not self.timestep_shift > 0:
-            raise ConfigError(f"timestep_shift is {self.timestep_shift}: expected a number above 0; 1 is uniform")
+        check_shift(self.timestep_shift)
         if unknown := sorted(self.adapter.keys() - SWITCHES):
             raise ConfigError(f"[model.adapter] has {unknown[0]!r}: expected some of {', '.join(sorted(SWITCHES))}")
 

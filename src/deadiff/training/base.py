@@ -45,8 +45,7 @@ class BaseConfig:
     timestep_shift: float = 1.0  # above 1 more of the samples are noisy, where the words decide; 1: uniform
 
     def __post_init__(self) -> None:
-        if not self.timestep_shift > 0:
-            raise ConfigError(f"timestep_shift = {self.timestep_shift} must be above 0; 1 is uniform")
+        check_shift(self.timestep_shift)
 
 
 class BaseBatch(NamedTuple):
@@ -68,6 +67,12 @@ def build_unet(config: BaseConfig, latent_channels: int, text_width: int, sample
         cross_attention_dim=text_width,
         attention_head_dim=tuple(c // config.head_dim for c in config.block_out_channels),  # pyright: ignore # the number of heads
     )
+
+
+def check_shift(shift: float) -> None:
+    """Raises ConfigError for a timestep_shift that is not above 0."""
+    if not shift > 0:
+        raise ConfigError(f"timestep_shift is {shift}: expected a number above 0; 1 is uniform")
 
 
 def even_timesteps(count: int, generator: torch.Generator, total: int = 1000, shift: float = 1.0) -> Tensor:

@@ -61,14 +61,14 @@ class IconArt:
         """(count,) picture numbers: plain art and renditions in the given shares, uniform within each."""
         return choose(rng, count, self.plain, self.rendered, self.plain_share)
 
-    def _houses(self) -> dict[str, str]:
+    def _houses(self) -> dict[str, str | None]:
         """Subject -> the set whose drawing stands for it where no style is named."""
         sets_of: dict[str, set[str]] = defaultdict(set)
         for i in (*self.plain, *self.rendered):
             row = self.rows[i]
             if row["rendition"] == PLAIN or row["subject"] not in sets_of:  # its plain art may have been left out
                 sets_of[row["subject"]].add(row["set"])
-        return {subject: house_set(subject, sets) or min(sets) for subject, sets in sets_of.items()}
+        return {subject: house_set(subject, sets) for subject, sets in sets_of.items()}
 
     def choose_targets(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """(count,) numbers of pictures to learn to draw: of plain art the house drawings and in smaller part the other sets', of

@@ -52,12 +52,14 @@ def read_bank(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: S
     """(N,) captions -> (N, W) pooled states; in bf16 and on all cores, whatever the loop is told to use."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        states = [
-            text_encoder(tokenize(tokenizer, captions[i : i + batch_size])).pooler_output.float()
-            for i in range(0, len(captions), batch_size)
-        ]
-    torch.set_num_threads(threads)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            states = [
+                text_encoder(tokenize(tokenizer, captions[i : i + batch_size])).pooler_output.float()
+                for i in range(0, len(captions), batch_size)
+            ]
+    finally:
+        torch.set_num_threads(threads)
     return torch.cat(states)
 
 
@@ -69,15 +71,21 @@ class SketchTask(Task):
     ) -> None:
         self.config, self.bank, self.latents, self.scaling_factor = config, bank, latents, scaling_factor
         self.plain, self.styled = np.flatnonzero(bank.is_plain), np.flatnonzero(~bank.is_plain)
-        channels, side = latents.shape[1:3]
+        goes_on = isinstance(text_encoder, SketchTextModel)
+        self.tower = text_encoder if goes_on else self._with_new_sketch(text_encoder)
+        self.modules = {"sketch": self.tower.sketch}
+
+    def _with_new_sketch(self, text_encoder: CLIPTextModel) -> SketchTextModel:
+        channels, side = self.latents.shape[1:3]
         sizes = copy.deepcopy(text_encoder.config)
         sizes.sketch_grid, sizes.sketch_values = side // PATCH, channels * PATCH * PATCH
-        sizes.sketch_hidden = config.sketch_hidden
-        self.tower = SketchTextModel(sizes)
-        self.tower.load_state_dict(text_encoder.state_dict(), strict=False)
-        mean = latents[bank.pictures[self.plain]].astype(np.float32).mean(0) * scaling_factor
-        whiten_(self.tower.sketch, bank.states, patches_of(torch.from_numpy(mean)[None])[0])
-        self.modules = {"sketch": self.tower.sketch}
+        sizes.sketch_hidden = self.config.sketch_hidden
+        tower = SketchTextModel(sizes)
+        sketch = {f"sketch.{name}": value for name, value in tower.sketch.state_dict().items()}
+        tower.load_state_dict({**text_encoder.state_dict(), **sketch})
+        mean = self.latents[self.bank.pictures[self.plain]].astype(np.float32).mean(0) * self.scaling_factor
+        whiten_(tower.sketch, self.bank.states, patches_of(torch.from_numpy(mean)[None])[0])
+        return tower
 
     def batch(self, draw: int, batch_size: int) -> Sketched:
         rng = rng_of(0, draw, stream=8)
