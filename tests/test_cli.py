@@ -170,6 +170,11 @@ def test_inspect_says_what_things_are_and_under_which_terms(desk, tmp_path, capf
     assert "licence: Apache-2.0" in capfd.readouterr().out
 
 
+def hear_interrupts() -> None:
+    """A shell without job control starts what it runs in the background deaf to Ctrl-C, and so are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_ends_cleanly_with_130(desk, tmp_path):
     command = [
         sys.executable,
@@ -185,6 +190,7 @@ def test_an_interrupt_ends_cleanly_with_130(desk, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
     assert process.stdout is not None
     process.stdout.readline()  # the first picture is there

@@ -9,12 +9,13 @@ from deadiff import eight_bit
 from deadiff.errors import CheckpointError
 
 
-def test_a_weight_comes_back_within_half_a_step_of_its_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("levels", [127, 63])
+def test_a_weight_comes_back_within_half_a_step_of_its_row(levels: int, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(96, 64, 3, 3, generator=generator) * torch.logspace(-3, 1, 96).view(-1, 1, 1, 1)
-    eight_bit.save({"conv.weight": rows}, tmp_path / "w.safetensors")
+    eight_bit.save({"conv.weight": rows}, tmp_path / "w.safetensors", levels)
     back = eight_bit.load(tmp_path / "w.safetensors")["conv.weight"]
-    step = rows.flatten(1).abs().amax(1) / 127
+    step = rows.flatten(1).abs().amax(1) / levels
     assert back.shape == rows.shape
     assert ((back - rows).flatten(1).abs().amax(1) <= 0.5 * step + 0.1 * step).all()  # the scale itself is rounded to fp16
     assert (tmp_path / "w.safetensors").stat().st_size < 0.27 * rows.numel() * 4

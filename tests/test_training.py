@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deadiff.adapter import DEADiffAdapter
+from deadiff.canvas import load_unet
 from deadiff.data.build import BuildConfig, build
 from deadiff.data.splits import house_set
 from deadiff.embedded import load_embedded
@@ -152,7 +153,7 @@ def test_captions_leave_to_the_reference_what_it_is_there_to_say(data: Path) -> 
     phrases = [stages.style_phrases(art.rows[target]["set"], art.rows[target]["rendition"]) for target in targets]
     assert 0.35 < np.mean([said in known for said, known in zip(captions, phrases, strict=True)]) < 0.65  # the style alone
     rendered = np.array([i for i in range(len(art.rows)) if art.rows[i]["rendition"] != "plain"])
-    told = art.captions(rendered, np.random.default_rng(0), 0.0, else_share=1.0)
+    told = art.captions(rendered, np.random.default_rng(0), 1.0)
     words = [stages.style_phrases("", art.rows[i]["rendition"]) for i in rendered]
     assert np.mean([any(phrase.split(",")[0] in said for phrase in some) for said, some in zip(told, words, strict=True)]) > 0.9
 
@@ -198,6 +199,30 @@ def test_the_sketch_is_read_after_the_words_and_learns_what_captions_mean(run: P
     assert torch.equal(states[:, :16], words)
 
 
+def test_the_base_meets_words_and_sketches_that_differ(run: Path, data: Path, tmp_path: Path) -> None:
+    """Of the captions with a style about half have another sketch: their subject's, or their style's and the subject's added."""
+    art = IconArt(data, plain_share=0.5)
+    art.latents = np.zeros((len(art.rows), 1), np.float16)
+    drawn = art.for_base(0, 2000)
+    said = list(zip(drawn.words, drawn.sketched, drawn.added, strict=True))
+    phrases = {phrase for row in art.rows for phrase in stages.style_phrases(row["set"], row["rendition"])}
+    assert {words for words, sketched, added in said if added} <= phrases
+    assert all(words == sketched for words, sketched, added in said if added)
+    styleless = [sketched for words, sketched, added in said if words != sketched]
+    assert not any(phrase in sketched for sketched in styleless for phrase in phrases)
+    named = 0.3 * 0.2 + 0.2 + 0.5  # of house drawings, other sets' and renditions
+    assert np.mean([bool(added) for *_, added in said]) == pytest.approx(named * 0.2, abs=0.03)
+    assert len(styleless) / len(said) == pytest.approx(named * 0.45, abs=0.03)
+
+    task = stages.STAGES["base"][0](recipe(tmp_path, "base"), IconArt(data), run)
+    ids = tokenize(task.tokenizer, ["a cat", "a woodcut", "a woodcut", "a cat", "a woodcut", "a woodcut", "", "", "a cat"])
+    states = task.text_encoder(tokenize(task.tokenizer, ["", "a cat", "a woodcut"])).last_hidden_state
+    empty, cat, woodcut = states[:, 16:]
+    read = task.read(ids.view(3, 3, -1), torch.float32)
+    assert torch.allclose(read[:, :16], states[[1, 2, 2], :16], atol=1e-5)
+    assert torch.allclose(read[:, 16:], torch.stack([cat, woodcut, woodcut + cat - empty]), atol=1e-5)
+
+
 def test_a_reader_that_sketches_goes_on_from_its_sketch(run: Path, data: Path, tmp_path: Path) -> None:
     stages.pack(run, tmp_path / "model", stages.provenance_of(run))
     shipped = load_embedded(tmp_path / "model")[0].text_encoder.state_dict()
@@ -241,7 +266,7 @@ def test_a_finished_model_is_trained_on(run: Path, data: Path, tmp_path: Path) -
     unet = load_embedded(tmp_path / "model")[0].unet.state_dict()
     further = LOOP.replace("steps = 6", "steps = 2").replace("1e-3", "0.0")  # nothing is learned: the weights show where it began
     stages.run_stage(recipe(tmp_path, "base", further), data, tmp_path / "run", init=tmp_path / "model")
-    made = stages.UNet2DConditionModel.from_pretrained(tmp_path / "run" / "base" / "unet").state_dict()
+    made = load_unet(tmp_path / "run" / "base" / "unet").state_dict()
     assert all(torch.allclose(made[name], unet[name], rtol=0.01, atol=1e-4) for name in unet)  # saved from bf16
     for stage in ("alignment", "adapter"):
         stages.run_stage(recipe(tmp_path, stage, further), data, tmp_path / "run")
@@ -291,7 +316,7 @@ def test_a_full_disk_leaves_the_model_that_was_there(run: Path, tmp_path: Path, 
     stages.pack(run, tmp_path / "model", {})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def full(weights: object, path: Path) -> None:
+    def full(weights: object, path: Path, levels: int) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -1,6 +1,6 @@
 """Weights in eight bits on disk, whole again in memory: the embedded model in 60 MB instead of 120 in fp16.
 
-Matrices and convolutions are kept as int8 with one fp16 scale per output channel (largest weight / 127); the rest stays fp16.
+Matrices and convolutions are kept as int8 with one fp16 scale per output channel (largest weight / levels); the rest stays fp16.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,11 @@ SCALE = ".scale"  # of the tensor of that name, (rows,)
 SMALLEST = 4096  # elements; below that eight bits save nothing
 
 
-def quantize(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float tensors -> int8 (rows, ...) and `name.scale` (rows,) fp16, or fp16 where small. Off by half a step at most."""
+def quantize(weights: Mapping[str, Tensor], levels: int = 127) -> dict[str, Tensor]:
+    """Float tensors -> int8 (rows, ...) and `name.scale` (rows,) fp16, or fp16 where small. Off by half a step at most.
+
+    levels: the largest integer used; 63 says seven bits, whose file is as long but packs an eighth smaller in a wheel.
+    """
     stored: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
@@ -26,8 +29,9 @@ def quantize(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             stored[name] = tensor.half().contiguous()
         else:
             rows = tensor.float().flatten(1)
-            scale = (rows.abs().amax(1) / 127).clamp(min=1e-6).half()
-            stored[name] = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view(tensor.shape).contiguous()
+            scale = (rows.abs().amax(1) / levels).clamp(min=1e-6).half()
+            steps = (rows / scale.float()[:, None]).round().clamp(-levels, levels)
+            stored[name] = steps.to(torch.int8).view(tensor.shape).contiguous()
             stored[name + SCALE] = scale
     return stored
 
@@ -50,8 +54,8 @@ def dequantize(stored: Mapping[str, Tensor], dtype: torch.dtype = torch.float32)
     return weights
 
 
-def save(weights: Mapping[str, Tensor], path: Path) -> None:
-    save_file(quantize(weights), path, metadata={"format": "pt", "storage": "int8 per output channel"})
+def save(weights: Mapping[str, Tensor], path: Path, levels: int = 127) -> None:
+    save_file(quantize(weights, levels), path, metadata={"format": "pt", "storage": "int8 per output channel"})
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

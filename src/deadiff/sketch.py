@@ -84,3 +84,10 @@ def patches_of(latents: Tensor) -> Tensor:
     b, z, h, w = latents.shape
     cells = latents.reshape(b, z, h // PATCH, PATCH, w // PATCH, PATCH)
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, z * PATCH * PATCH)
+
+
+def latents_of(patches: Tensor, side: int) -> Tensor:
+    """(B, G, V) -> (B, Z, side, side), the inverse of patches_of."""
+    b, cells = len(patches), side // PATCH
+    grid = patches.reshape(b, cells, cells, -1, PATCH, PATCH)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, side, side)

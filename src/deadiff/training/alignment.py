@@ -1,9 +1,11 @@
 """Stage 6 of the icons model: teach both Q-Formers to say in tokens what the text tower says in words.
 
 The paper starts from BLIP-Diffusion's Q-Formers, whose tokens a text encoder's reader understands already. Such a start is made
-here in minutes and without the U-Net: the style tokens of a picture should equal the hidden states of a phrase for its style, the
-content tokens those of its label, or where the tower sketches the sketch for it. Image K/V begin as copies of the text's, so the
-base can read them from the first step.
+here in minutes and without the U-Net: the style tokens of a picture should equal the hidden states of a phrase for its style,
+the content tokens those of its label. Image K/V begin as copies of the text's, so the base can read them from the first step.
+
+Where the tower sketches, content tokens say what the label's sketch has over the empty prompt's; the base adds that to its
+canvas.
 """
 
 import copy
@@ -48,6 +50,17 @@ class AlignmentTask(Task):
         adapter.image_kv.requires_grad_(False)
         self.image_kv = copy.deepcopy(adapter.image_kv.state_dict())
         self.modules = {"adapter": adapter.train()}
+        self.empty_sketch: Tensor | None = None  # (1, I, V) of the empty prompt
+        if sketch_tokens(text_encoder.config) == adapter.config.num_tokens:
+            with torch.no_grad():
+                said = text_encoder(tokenize(tokenizer, [""])).last_hidden_state
+            self.empty_sketch = said[:, -adapter.config.num_tokens :, : text_encoder.config.sketch_values]
+
+    def added_sketch(self, said: Tensor) -> Tensor:
+        """(B, T, C) states of labels -> (B, I, C): their sketches less the empty prompt's."""
+        assert self.empty_sketch is not None
+        tokens, values = self.empty_sketch.shape[1:]
+        return torch.cat([said[:, -tokens:, :values] - self.empty_sketch, said[:, -tokens:, values:]], -1)
 
     @property
     def adapter(self) -> DEADiffAdapter:
@@ -59,12 +72,11 @@ class AlignmentTask(Task):
         return Said(pixels, tokenize(self.tokenizer, style), tokenize(self.tokenizer, content))
 
     def loss(self, batch: Said, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared difference between tokens and hidden states of the phrases, role by role: their first, or their sketch."""
+        """Mean squared difference between tokens and hidden states of the phrases, role by role."""
         tokens, count = self.adapter(style=batch.pixels, content=batch.pixels), self.adapter.config.num_tokens
         with torch.no_grad():
             style_said, content_said = self.text_encoder(torch.cat([batch.style, batch.content])).last_hidden_state.chunk(2)
-        sketches = sketch_tokens(self.text_encoder.config) == count
-        content_said = content_said[:, -count:] if sketches else content_said[:, :count]
+        content_said = self.added_sketch(content_said) if self.empty_sketch is not None else content_said[:, :count]
         style = F.mse_loss(tokens.style.float(), style_said[:, :count])
         content = F.mse_loss(tokens.content.float(), content_said)
         return style + content, {"style": style.detach(), "content": content.detach()}

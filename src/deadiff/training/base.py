@@ -1,9 +1,14 @@
-"""Stage 5 of the icons model: the text-to-image base, a latent U-Net with SD 1.5's sixteen cross-attention layers."""
+"""Stage 5 of the icons model: the text-to-image base, a latent U-Net with SD 1.5's sixteen cross-attention layers.
+
+Words and sketch are told apart while it learns, so that it takes the subject from the canvas and the style from what attention
+reads: a sample's sketch may be that of its subject without the style, as under a style reference, or that of its style with the
+subject's added, as under a content reference.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +18,18 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from deadiff.autoencoder import PatchAutoencoder
+from deadiff.canvas import CanvasUNet
 from deadiff.errors import ConfigError
+from deadiff.sketch import sketch_tokens, total_tokens
 from deadiff.training.fast_attention import MatmulAttnProcessor
 from deadiff.training.loop import Task
 from deadiff.training.reader import tokenize
+from deadiff.training.samples import Drawn
 
-# B batch, Z latent channels, h = w = 8, T text tokens, C text width
+# B batch, Z latent channels, h = w = 8, T words, G sketch tokens, C text width
 
 SCHEDULE = dict(
     num_train_timesteps=1000,
@@ -50,13 +58,17 @@ class BaseConfig:
 
 class BaseBatch(NamedTuple):
     latents: Tensor  # (B, Z, h, w), unit variance
-    text: Tensor  # (B, T) token ids
+    text: Tensor  # (3, B, T) token ids: words, sketched, added
 
 
-def build_unet(config: BaseConfig, latent_channels: int, text_width: int, sample_size: int = 8) -> UNet2DConditionModel:
-    """Three cross-attention levels of two layers each: 6 layers down, 1 in the middle, 9 up, as Stable Diffusion 1.5 has."""
+def build_unet(config: BaseConfig, latent_channels: int, text: CLIPTextConfig, sample_size: int = 8) -> UNet2DConditionModel:
+    """Three cross-attention levels of two layers each: 6 layers down, 1 in the middle, 9 up, as Stable Diffusion 1.5 has.
+
+    With a canvas where the text tower sketches.
+    """
     levels = len(config.block_out_channels)
-    return UNet2DConditionModel(
+    sketches: dict[str, Any] = {"text_length": total_tokens(text)} if sketch_tokens(text) else {}
+    return (CanvasUNet if sketches else UNet2DConditionModel)(
         sample_size=sample_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -64,8 +76,9 @@ def build_unet(config: BaseConfig, latent_channels: int, text_width: int, sample
         up_block_types=("CrossAttnUpBlock2D",) * levels,
         block_out_channels=config.block_out_channels,
         layers_per_block=2,
-        cross_attention_dim=text_width,
+        cross_attention_dim=text.hidden_size,
         attention_head_dim=tuple(c // config.head_dim for c in config.block_out_channels),  # pyright: ignore # the number of heads
+        **sketches,
     )
 
 
@@ -87,12 +100,12 @@ def even_timesteps(count: int, generator: torch.Generator, total: int = 1000, sh
 
 
 class BaseTask(Task):
-    """`draw(draw, count)` -> (latents (B, Z, h, w) in the autoencoder's units, captions)."""
+    """`draw(draw, count)` -> Drawn."""
 
     def __init__(
         self,
         config: BaseConfig,
-        draw: Callable[[int, int], tuple[np.ndarray, list[str]]],
+        draw: Callable[[int, int], Drawn],
         vae: PatchAutoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
@@ -102,29 +115,37 @@ class BaseTask(Task):
         self.config, self.draw, self.prompts = config, draw, list(prompts)
         self.empty = tokenize(tokenizer, [""])  # (1, T) ids of the empty prompt
         self.vae, self.text_encoder, self.tokenizer = vae.eval(), text_encoder.requires_grad_(False).eval(), tokenizer
-        unet = build_unet(config, vae.config.latent_channels, text_encoder.config.hidden_size, sample_size)  # pyright: ignore
+        unet = build_unet(config, vae.config.latent_channels, text_encoder.config, sample_size)  # pyright: ignore
         unet.set_attn_processor(MatmulAttnProcessor())  # pyright: ignore[reportArgumentType]
         self.modules = {"unet": unet}
         self.schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
 
     def batch(self, draw: int, batch_size: int) -> BaseBatch:
-        latents, captions = self.draw(draw, batch_size)
-        scaled = torch.from_numpy(latents).float() * self.vae.config.scaling_factor  # pyright: ignore
-        return BaseBatch(scaled, tokenize(self.tokenizer, captions))
+        drawn = self.draw(draw, batch_size)
+        scaled = torch.from_numpy(drawn.latents).float() * self.vae.config.scaling_factor  # pyright: ignore
+        return BaseBatch(scaled, tokenize(self.tokenizer, [*drawn.words, *drawn.sketched, *drawn.added]).view(3, batch_size, -1))
+
+    @torch.no_grad()
+    def read(self, text: Tensor, dtype: torch.dtype) -> Tensor:
+        """(3, B, T) ids -> (B, T + G, C): the words' states and the composed sketch. Each caption is read once."""
+        captions, of = torch.cat([self.empty, *text]).unique(dim=0, return_inverse=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            said = self.text_encoder(captions).last_hidden_state.to(dtype)
+        empty, (words, sketched, added) = said[of[:1]], said[of[1:]].unflatten(0, (3, -1))
+        count = words.shape[1] - text.shape[2]
+        return torch.cat([words[:, :-count], (sketched + added - empty)[:, -count:]], 1) if count else words
 
     def loss(self, batch: BaseBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the velocity v = sqrt(a) * noise - sqrt(1 - a) * latents (Salimans and Ho 2022, section 4)."""
         unet, (latents, text) = self.modules["unet"], batch
-        dropped = torch.rand(len(text), generator=generator) < self.config.text_drop
-        text = torch.where(dropped[:, None], self.empty, text)
+        dropped = torch.rand(len(latents), generator=generator) < self.config.text_drop
+        text = torch.where(dropped[:, None], self.empty, text)  # words and both sketches
         timesteps = even_timesteps(len(latents), generator, shift=self.config.timestep_shift)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.schedule.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
         target = self.schedule.get_velocity(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        with torch.no_grad():
-            said = self.text_encoder(text).last_hidden_state  # (B, T, C)
         dtype = next(unet.parameters()).dtype
-        drawn = unet(noisy.to(dtype), timesteps, said.to(dtype)).sample
+        drawn = unet(noisy.to(dtype), timesteps, self.read(text, dtype)).sample
         loss = F.mse_loss(drawn.float(), target)
         return loss, {}
 

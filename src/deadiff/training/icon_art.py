@@ -11,10 +11,11 @@ from deadiff.data.splits import PLAIN, TRAIN, house_set
 from deadiff.data.store import read_arrays, read_split
 from deadiff.errors import DataError
 from deadiff.training.objectives import Objective
-from deadiff.training.samples import choose, recolour, rng_of
+from deadiff.training.samples import Drawn, choose, recolour, rng_of
 
 SUBJECT_LEFT_OUT = 0.5  # share of the SERE captions that say the style alone
 HOUSE_SHARE = 0.6  # of the plain targets are house drawings
+SKETCH_OF_SUBJECT, SKETCH_OF_STYLE = 0.45, 0.2  # shares of the base's styled captions whose sketch is not their own
 TRIES = 20  # draws for a reference before another target is taken
 
 
@@ -78,14 +79,9 @@ class IconArt:
         rendered = self.house_rendered if len(self.house_rendered) else self.rendered
         return np.where(rng.random(count) < self.plain_share, plain, rng.choice(rendered, count)) if len(rendered) else plain
 
-    def captions(
-        self, chosen: np.ndarray, rng: np.random.Generator, style_share: float, else_share: float | None = None
-    ) -> list[str]:
-        """style_share of them name the style; of all but the house drawings else_share, where it is given."""
-        shares = np.full(len(chosen), style_share)
-        if else_share is not None:
-            shares[~np.isin(chosen, self.house)] = else_share
-        return [caption(self.rows[i], rng, bool(rng.random() < s), self.counts) for i, s in zip(chosen, shares, strict=True)]
+    def captions(self, chosen: np.ndarray, rng: np.random.Generator, style_share: float) -> list[str]:
+        """style_share of them name the style."""
+        return [caption(self.rows[i], rng, bool(rng.random() < style_share), self.counts) for i in chosen]
 
     def for_autoencoder(self, draw: int, count: int) -> np.ndarray:
         """Pictures, some of them in colours that the art lacks."""
@@ -106,13 +102,27 @@ class IconArt:
         chosen = self.choose(rng, count)
         return self.pictures[chosen], self.captions(chosen, rng, 0.7), self.subject[chosen], self.style[chosen]
 
-    def for_base(self, draw: int, count: int) -> tuple[np.ndarray, list[str]]:
+    def for_base(self, draw: int, count: int) -> Drawn:
         """Cached latents and captions: those of the house drawings mostly leave the style out, all others name it, so that a
-        prompt without a style means one thing.
+        prompt without a style means one thing. Of the captions that name it some have the sketch of their subject alone, some
+        leave the subject to an added sketch.
         """
         rng = rng_of(self.seed, draw, stream=3)
         chosen = self.choose_targets(rng, count)
-        return self._cached()[chosen], self.captions(chosen, rng, 0.2, else_share=1.0)
+        named = rng.random(count) < np.where(np.isin(chosen, self.house), 0.2, 1.0)
+        said = [self._words_and_sketches(int(i), bool(n), rng) for i, n in zip(chosen, named, strict=True)]
+        return Drawn(self._cached()[chosen], *(list(texts) for texts in zip(*said, strict=True)))
+
+    def _words_and_sketches(self, number: int, named: bool, rng: np.random.Generator) -> tuple[str, str, str]:
+        """What is read, sketched and added for one picture whose style is named or not."""
+        plain, lot = caption(self.rows[number], rng, False, self.counts), rng.random()
+        if not named:
+            return plain, plain, ""
+        if lot < SKETCH_OF_STYLE:
+            style = self._style_words(number, rng)
+            return style, style, plain
+        words = caption(self.rows[number], rng, True, self.counts)
+        return words, plain if lot < SKETCH_OF_STYLE + SKETCH_OF_SUBJECT else words, ""
 
     def for_sketch(self, plain: int, styled: int) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Captions, the number of the picture that each stands for, and whether it leaves the style out: `plain` captions of each

@@ -1,7 +1,19 @@
 """Drawing training samples: which pictures come in which step, as a pure function of (seed, step)."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
+
+
+class Drawn(NamedTuple):
+    """Latents of pictures, and captions for what is read and what is sketched."""
+
+    latents: np.ndarray  # (B, Z, h, w) in the autoencoder's units
+    words: Sequence[str]
+    sketched: Sequence[str]
+    added: Sequence[str]  # whose difference from the empty caption's sketch is added; "" for none
 
 
 def rng_of(seed: int, step: int, stream: int = 0) -> np.random.Generator:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -22,12 +21,13 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from deadiff.adapter import DEADiffAdapter
 from deadiff.autoencoder import PatchAutoencoder
+from deadiff.canvas import load_unet
 from deadiff.config import AdapterConfig
 from deadiff.data.captions import plain_label, style_phrases
 from deadiff.embedded import pipeline_of, save_embedded
 from deadiff.errors import ConfigError, DataError
 from deadiff.extractor import Preprocess
-from deadiff.sketch import load_text_tower, total_tokens
+from deadiff.sketch import load_text_tower, sketch_tokens, total_tokens
 from deadiff.toml_tables import build, read_table
 from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig, switched
 from deadiff.training.alignment import AlignmentTask
@@ -221,7 +221,7 @@ def _finish_base(task: Any, art: IconArt, folder: Path) -> None:
 
 def _alignment(recipe: Recipe, art: IconArt, run: Path) -> Task:
     text_encoder, tokenizer = _read(run)
-    unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
+    unet = load_unet(_made(run, "base", "unet"))
     eye = CLIPVisionModel.from_pretrained(_made(run, "eye", "image_encoder"))
     model = dict(recipe.model)
     draw = art.for_alignment if model.pop("roles", True) else partial(whole_captions, art)
@@ -240,7 +240,7 @@ def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
     art.latents = _latents(art, run)
     training = build(AdapterTrainingConfig, recipe.model, "[model]")
     text_encoder, tokenizer = _read(run)
-    unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
+    unet = load_unet(_made(run, "base", "unet"))
     adapter = switched(DEADiffAdapter.from_pretrained(_made(run, "alignment", "adapter")), training.adapter)
     vae = _vae(run)
     scaling = vae.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
@@ -268,6 +268,7 @@ def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> A
         base="icons",
         routes="icons",
         token_dim=width,
+        num_tokens=sketch_tokens(text_encoder.config) or AdapterConfig.num_tokens,
         text_length=total_tokens(text_encoder.config),
         qformer=qformer,
         projection_dim=2 * width,
@@ -303,7 +304,7 @@ STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, 
 def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
     """What the stages left in a run folder, as a diffusers pipeline and its adapter."""
     text_encoder, tokenizer = _read(run)
-    unet = UNet2DConditionModel.from_pretrained(_made(run, "base", "unet"))
+    unet = load_unet(_made(run, "base", "unet"))
     solver = {**SCHEDULE, "steps_offset": 1}  # of no effect here, but the pipeline insists
     scheduler = DDIMScheduler(**solver, set_alpha_to_one=True)  # pyright: ignore[reportArgumentType]
     pipe = pipeline_of(_vae(run), unet, text_encoder, tokenizer, scheduler)
