@@ -15,6 +15,8 @@ from deadiff.jobs import Job
 from deadiff.loading import load
 from deadiff.recipe import Recipe
 from deadiff.service.settings import Settings
+from deadiff.service.tables import RUNNING
+from deadiff.service.views import job_by_id
 from serving import Gate, png, reference, serving, wait_for
 from tiny import picture, tiny_model_folder
 
@@ -169,6 +171,23 @@ def test_events_tell_of_every_step_and_end_with_the_job(client):
     assert told[-1]["status"] == "done" and told[-1]["pictures"] and len(told) > 1
     progress = [job["progress"] for job in told]
     assert progress == sorted(progress)
+
+
+def test_progress_never_goes_back_when_a_job_ends_between_two_looks(here, monkeypatch):
+    """A listener reads its row while the job still runs; the job is over before the listener has put its answer together."""
+    client, service = here
+    done = draw(client)
+
+    def read_late(identity):
+        row, pictures, ahead = found(identity)
+        row.status = RUNNING
+        service.events.publish(identity)
+        return row, pictures, ahead
+
+    found = service.queue.get
+    service.events.publish(done["id"], 0.9667)
+    monkeypatch.setattr(service.queue, "get", read_late)
+    assert job_by_id(service, done["id"]).progress == 0.9667
 
 
 def test_a_form_with_files_is_the_same_job(client):

@@ -102,7 +102,7 @@ def list_jobs(
 ) -> JobList:
     """Newest first; pictures are listed by each job's own address."""
     rows = service.queue.recent(limit, before, status)
-    jobs = [job_view(service, row, []) for row in rows]
+    jobs = [job_view(row, [], service.events.progress(row.id)) for row in rows]
     return JobList(jobs=jobs, next=rows[-1].id if len(rows) == limit else None)
 
 

@@ -17,14 +17,17 @@ def when(seconds: float | None) -> str | None:
 
 def job_by_id(service: Service, identity: str) -> JobOut:
     """Raises NoSuchError."""
+    drawn = service.events.progress(identity)  # read before the row: it is forgotten as soon as the job is over
     found = service.queue.get(identity)
     if found is None:
         raise NoSuchError(f"there is no job {identity}: it was deleted, or its time was up")
-    return job_view(service, *found)
+    row, pictures, ahead = found
+    return job_view(row, pictures, drawn, ahead)
 
 
-def job_view(service: Service, row: JobRow, pictures: list[PictureRow], ahead: int = 0) -> JobOut:
-    progress = 1.0 if row.status == DONE else service.events.progress(row.id) if row.status == RUNNING else 0.0
+def job_view(row: JobRow, pictures: list[PictureRow], drawn: float, ahead: int = 0) -> JobOut:
+    """drawn: 0 to 1, how much of it was drawn when the row was read or a moment before."""
+    progress = {DONE: 1.0, RUNNING: drawn}.get(row.status, 0.0)
     return JobOut(
         id=row.id,
         status=row.status,  # pyright: ignore[reportArgumentType]
