@@ -22,6 +22,7 @@ from deadiff.evaluation.protocol import Evaluation, evaluate
 from deadiff.evaluation.report import write_report
 from deadiff.evaluation.rivals import Bench, finished, run_bench, train_rivals, with_titles
 from deadiff.evaluation.scores import IconsScorer
+from deadiff.evaluation.set_scores import kid_to_true
 from deadiff.routes import ABLATIONS, ROUTES
 from deadiff.training import stages
 from deadiff.training.adapter import AdapterTrainingConfig, switched
@@ -125,11 +126,12 @@ def done(bench: Bench, data: Path) -> list[Evaluation]:
 def test_all_rivals_are_trained_compared_and_resumed(done: list[Evaluation], bench: Bench) -> None:
     first, again = done
     names = [path.stem for path in (RECIPES / "rivals").glob("*.toml")]
-    assert {m.name for m in first.methods} == {*names, "instantstyle", "words", "plain", "reference", "random"}
+    assert {m.name for m in first.methods} == {*names, "instantstyle", "words", "plain", "reference", "random", "true"}
     assert len(names) == 15 and first.methods[0].name == "deadiff"
     for method in first.methods:
         for column in ("style", "text"):
-            assert np.array_equal(first.scores[method.name].columns[column], again.scores[method.name].columns[column])
+            before, after = (found.scores[method.name].columns[column] for found in done)
+            assert np.array_equal(before, after, equal_nan=method.kind == "true")
     pages = [path.read_text() for path in write_report(again)]
     for title in ("IP-Adapter", "without STRE", "coarse set: all layers", "text only"):
         assert all(title in page for page in pages)
@@ -137,6 +139,42 @@ def test_all_rivals_are_trained_compared_and_resumed(done: list[Evaluation], ben
     kinds = [reference.kind for reference in first.references]
     assert kinds.count("seen style") == 1 and kinds.count("unseen style") == 2
     assert not {r.subject for r in first.references} & set(first.recipe.prompts.values())
+
+
+def test_the_true_picture_shows_the_prompts_subject_in_the_references_style(done: list[Evaluation], data: Path) -> None:
+    """Pixel for pixel a picture of the data with that subject and style; where the data has none, the scores are empty."""
+    from deadiff.data.store import PARTS, decode_png, read_rows, shards
+
+    first = done[0]
+    held = [row for shard in shards(data, PARTS) for row in read_rows(shard, ["image", "subject", "set", "rendition"])]
+    references = {reference.name: reference for reference in first.references}
+    scores = first.scores["true"].chosen(first.main_cells)
+    met = 0
+    for i, cell in enumerate(scores.cells):
+        style, subject = references[cell.reference].style, first.recipe.prompts[cell.prompt]
+        fitting = [
+            r for r in held if r["subject"] == subject and style in (r["rendition"], r["set"] * (r["rendition"] == "plain"))
+        ]
+        assert bool(fitting) == bool(scores.pictures[i]) == (not np.isnan(scores.columns["text"][i]))
+        if fitting:
+            pixels = fakes.decoded((first.out / scores.pictures[i]).read_bytes())
+            assert any(np.array_equal(pixels, decode_png(row["image"]["bytes"])) for row in fitting)
+            met += 1
+    assert met > 0
+
+
+def test_kid_is_smallest_for_the_true_pictures(done: list[Evaluation]) -> None:
+    class Colours:
+        name = "mean colours"
+
+        def pictures(self, pictures: np.ndarray) -> np.ndarray:
+            return pictures.reshape(len(pictures), -1, 3).mean(1) / 255
+
+    distances = kid_to_true(done[0], Colours())
+    assert distances.keys() == {method.name for method in done[0].methods}
+    assert min(distances, key=lambda name: distances[name][0]) == "true"
+    assert "KID" in write_report(done[0], Colours())[1].read_text()
+    assert "KID" not in write_report(done[0])[1].read_text()
 
 
 def test_a_coarse_set_of_all_layers_draws_what_no_reference_changes(done: list[Evaluation]) -> None:

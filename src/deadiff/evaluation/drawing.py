@@ -6,15 +6,14 @@ that was trained on draws anew and never mixes with its former self.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from deadiff.errors import ConfigError
-from deadiff.evaluation.design import PASTED, PLAIN, RANDOM, WORDS, Cell, EvalRecipe, Method
-from deadiff.evaluation.reference_set import StyleReference, picture_path
+from deadiff.evaluation.design import PASTED, PLAIN, RANDOM, TRUE, WORDS, Cell, EvalRecipe, Method
+from deadiff.evaluation.reference_set import StyleReference, picture_path, slug, true_path
 from deadiff.jobs import Job
 from deadiff.recipe import png_bytes
 from deadiff.writing import write_whole
@@ -82,15 +81,13 @@ def identity(method: Method, stylizer: Any, recipe: EvalRecipe) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "no-prompt"
-
-
 def picture_of(method: Method, folder: str, cell: Cell, references: Sequence[StyleReference], out: Path) -> Path:
     """Where a cell's picture is. The plain base knows no reference: one picture serves them all. So does a pasted reference."""
     by_name = {reference.name: number for number, reference in enumerate(references)}
     if method.kind == PASTED:
         return picture_path(out, references[by_name[cell.reference]])
+    if method.kind == TRUE:  # not every style has drawn every subject
+        return true_path(out, references[by_name[cell.reference]], cell.prompt)
     if method.kind == RANDOM:  # any reference but this one, by a lot of the cell's
         digest = hashlib.sha256(f"{cell.reference}|{cell.prompt}|{cell.seed}".encode()).digest()
         step = 1 + int.from_bytes(digest[:8], "big") % max(1, len(references) - 1)

@@ -81,13 +81,19 @@ def gram_distance(maps: Sequence[Array], reference_maps: Sequence[Array]) -> Arr
 
     Relative to the reference's own matrix, so that layers of any scale count the same; sides may differ, channels may not.
     """
-    if len(maps) != len(reference_maps) or not maps:
-        raise DataError(f"{len(maps)} layers against {len(reference_maps)}: expected the same layers of both, at least one")
-    total = np.zeros(len(maps[0]))
-    for x, r in zip(maps, reference_maps, strict=True):
-        a, b = gram_matrix(x), gram_matrix(r)
+    return gram_gap([gram_matrix(x) for x in maps], [gram_matrix(r) for r in reference_maps])
+
+
+def gram_gap(matrices: Sequence[Array], reference_matrices: Sequence[Array]) -> Array:
+    """`gram_distance` of Gram matrices already made: L arrays (N, C, C) twice -> (N,)."""
+    if len(matrices) != len(reference_matrices) or not matrices:
+        raise DataError(
+            f"{len(matrices)} layers against {len(reference_matrices)}: expected the same layers of both, at least one"
+        )
+    total = np.zeros(len(matrices[0]))
+    for a, b in zip(matrices, reference_matrices, strict=True):
         total += np.linalg.norm(a - b, axis=(1, 2)) / np.maximum(np.linalg.norm(b, axis=(1, 2)), 1e-12)
-    return total / len(maps)
+    return total / len(matrices)
 
 
 # ---- sets of pictures ----

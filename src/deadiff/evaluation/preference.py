@@ -22,7 +22,7 @@ from PIL import Image
 
 from deadiff.errors import ConfigError, DataError
 from deadiff.evaluation.bradley_terry import Standing, Vote, standings
-from deadiff.evaluation.design import PASTED, RANDOM, Cell
+from deadiff.evaluation.design import PASTED, RANDOM, TRUE, Cell
 from deadiff.evaluation.protocol import open_results
 from deadiff.evaluation.table import read_scores
 from deadiff.writing import write_text_whole
@@ -63,7 +63,7 @@ def make_page(out: Path, methods: Sequence[str] = (), *, pairs: int = 60, seed: 
     """
     index = open_results(out)
     kinds = {method["name"]: method["kind"] for method in index["methods"]}
-    chosen = list(methods) or [name for name, kind in kinds.items() if kind not in (PASTED, RANDOM)]
+    chosen = list(methods) or [name for name, kind in kinds.items() if kind not in (PASTED, RANDOM, TRUE)]
     if unknown := [name for name in chosen if name not in kinds]:
         raise ConfigError(f"method {unknown[0]!r} is not in '{out}': expected some of {', '.join(kinds)}")
     if len(set(chosen)) < 2:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deadiff.errors import ConfigError, DataError
-from deadiff.evaluation.design import BASELINES, MODEL, PASTED, PLAIN, WORDS, Cell, EvalRecipe, Method
+from deadiff.evaluation.design import BASELINES, MODEL, PASTED, PLAIN, TRUE, WORDS, Cell, EvalRecipe, Method
 from deadiff.evaluation.drawing import Progress, check_model, draw_missing, identity, open_method, picture_of
 from deadiff.evaluation.reference_set import StyleReference, picture_path, reference_set
 from deadiff.evaluation.scores import Column, Scorer, Shot
@@ -84,6 +84,8 @@ def evaluate(
     for method in methods:
         if method.kind == WORDS and not any(reference.words for reference in references):
             continue  # nobody knows these styles in words
+        if method.kind == TRUE and not any((out / "references" / "true").rglob("*.png")):
+            continue  # nobody has drawn the prompts in these styles
         scores[method.name], folders[method.name] = _one(method, recipe, references, out, scorer, progress, opener)
     found = Evaluation(
         out=out,
@@ -141,19 +143,24 @@ def score_new(
     new = [cell for cell in cells if cell not in have]
     if new:
         by_name = {reference.name: reference for reference in references}
+        pictures = [picture_of(method, folder, cell, references, out) for cell in new]
+        there = [i for i, path in enumerate(pictures) if method.kind != TRUE or path.is_file()]  # not every style drew everything
         shots = [
             Shot(
-                picture=picture_of(method, folder, cell, references, out),
-                reference=by_name[cell.reference],
-                reference_picture=picture_path(out, by_name[cell.reference]),
-                prompt=cell.prompt,
-                subject=recipe.prompts[cell.prompt],
+                picture=pictures[i],
+                reference=by_name[new[i].reference],
+                reference_picture=picture_path(out, by_name[new[i].reference]),
+                prompt=new[i].prompt,
+                subject=recipe.prompts[new[i].prompt],
             )
-            for cell in new
+            for i in there
         ]
-        columns = scorer.score(shots, report)
-        pictures = [str(shot.picture.relative_to(out)) for shot in shots]
-        kept = _joined(kept, Scores(cells=new, pictures=pictures, columns=columns))
+        columns = {column.name: np.full(len(new), np.nan) for column in scorer.columns}
+        for name, values in (scorer.score(shots, report) if shots else {}).items():
+            columns[name][there] = values
+        found = set(there)
+        paths = [str(path.relative_to(out)) if i in found else "" for i, path in enumerate(pictures)]
+        kept = _joined(kept, Scores(cells=new, pictures=paths, columns=columns))
         write_scores(path, kept, scorer.name)
     assert kept is not None
     return kept.chosen(cells)

@@ -53,6 +53,15 @@ def picture_path(out: Path, reference: StyleReference) -> Path:
     return out / "references" / f"{reference.name}.png"
 
 
+def true_path(out: Path, reference: StyleReference, prompt: str) -> Path:
+    """The prompt's subject in the reference's style, where the data holds it: what a perfect model would draw."""
+    return out / "references" / "true" / reference.name / f"{slug(prompt)}.png"
+
+
+def slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "no-prompt"
+
+
 def _from_files(recipe: EvalRecipe, folder: Path) -> Iterator[StyleReference]:
     """Files in the order of the patterns, read as carefully as any stranger's picture."""
     paths = [path for pattern in recipe.references.files for path in sorted(recipe.folder.glob(pattern))]
@@ -76,26 +85,59 @@ def _from_data(recipe: EvalRecipe, folder: Path, data: Path | None) -> list[Styl
 
     columns = ["subject", "label", "group", "set", "rendition", "palette", "split", "reference_holdout", "sha256"]
     places = [(shard, i, row) for shard in shards(data, PARTS) for i, row in enumerate(read_rows(shard, columns))]
+    everything = places
     places = [place for place in places if place[2]["group"] in GROUPS]
     avoided = {subject for subject in recipe.prompts.values() if subject}
     taken: set[str] = set()
-    found = []
+    found, rows = [], []
     for kind, count in ((SEEN, recipe.references.seen), (UNSEEN, recipe.references.unseen)):
         pool = [place for place in places if _kind(place[2]) == kind and place[2]["subject"] not in avoided]
         for shard, index, row in _one_of_each_style(pool, count, recipe.references, taken):
-            style = row["set"] if row["rendition"] == "plain" else row["rendition"]
+            style = _style(row)
             label = plain_label(row["label"])
             name = f"{len(found) + 1:02d}-{style}-{re.sub('[^a-z0-9]+', '-', label)[:24].strip('-')}"
             (folder / f"{name}.png").write_bytes(encode_png(decode_png(read_rows(shard, ["image"])[index]["image"]["bytes"])))
             words = style_phrases(row["set"], row["rendition"])[0]
             found.append(StyleReference(name=name, kind=kind, style=style, words=words, subject=row["subject"], label=label))
+            rows.append(row)
     if len(found) < recipe.references.seen + recipe.references.unseen:
         shutil.rmtree(folder)
         raise DataError(
             f"'{data}' holds only {len(found)} fitting references of {recipe.references.seen + recipe.references.unseen}: "
             f"build more subjects or renditions, or ask for fewer"
         )
+    _copy_true_pictures(recipe, list(zip(found, rows, strict=True)), everything, folder.parent)
     return found
+
+
+def _copy_true_pictures(
+    recipe: EvalRecipe, references: list[tuple[StyleReference, dict[str, Any]]], places: list[Any], out: Path
+) -> None:
+    """OUT/references/true/: of each reference and prompt, a picture of the same style and palette, else of the same style."""
+    from deadiff.data.store import decode_png, encode_png, read_rows
+
+    by_style: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for place in places:
+        by_style[_style(place[2]), place[2]["subject"]].append(place)
+    wanted: dict[Path, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))  # shard -> row -> where it goes
+    for reference, row in references:
+        for prompt, subject in recipe.prompts.items():
+            if found := by_style.get((reference.style, subject)):
+                other_palette = [(place[2]["palette"] != row["palette"], place[2]["sha256"]) for place in found]
+                shard, index, _ = found[min(range(len(found)), key=lambda i: other_palette[i])]
+                wanted[shard][index].append(true_path(out, reference, prompt))
+    for shard, rows in wanted.items():
+        images = read_rows(shard, ["image"])
+        for index, paths in rows.items():
+            png = encode_png(decode_png(images[index]["image"]["bytes"]))
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png)
+
+
+def _style(row: dict[str, Any]) -> str:
+    """The style's class: the rendition, or for plain art the set."""
+    return row["set"] if row["rendition"] == "plain" else row["rendition"]
 
 
 def _kind(row: dict[str, Any]) -> str | None:
@@ -113,8 +155,7 @@ def _one_of_each_style(pool: list[Any], count: int, recipe: ReferenceRecipe, tak
 
     by_style: dict[str, list[Any]] = defaultdict(list)
     for place in pool:
-        row = place[2]
-        by_style[row["set"] if row["rendition"] == "plain" else row["rendition"]].append(place)
+        by_style[_style(place[2])].append(place)
     for style, places in by_style.items():
         places.sort(key=lambda place: lot(style, place[2]["set"], place[2]["subject"], place[2]["sha256"]))
     order = sorted(by_style, key=lot)

@@ -11,6 +11,7 @@ from deadiff.evaluation.design import MODEL, PASTED, PLAIN, RANDOM, WORDS, Metho
 from deadiff.evaluation.intervals import Interval
 from deadiff.evaluation.plots import Point, Series, scatter
 from deadiff.evaluation.protocol import Evaluation
+from deadiff.evaluation.set_scores import SUBSETS, Features, kid_to_true
 from deadiff.evaluation.sheets import comparison, save_sheets, worst
 from deadiff.evaluation.summary import Averages, Verdict, ours_of, verdicts
 from deadiff.writing import write_text_whole
@@ -68,10 +69,12 @@ class Figure:
     caption: str
 
 
-def write_report(evaluation: Evaluation) -> list[Path]:
-    """Write report.html and report.md; returns their paths."""
+def write_report(evaluation: Evaluation, encoder: Features | None = None) -> list[Path]:
+    """Write report.html and report.md; returns their paths. encoder: adds KID, where the data holds true pictures."""
     averages = Averages(evaluation)
     tables = [means_table(evaluation, averages), differences_table(evaluation, averages), *kinds_tables(evaluation, averages)]
+    if encoder is not None and (distances := kid_to_true(evaluation, encoder)):
+        tables.append(kid_table(evaluation, distances, encoder.name))
     claims = verdicts(evaluation, averages)
     plots = _plots(evaluation, averages)
     sheets = _sheets(evaluation)
@@ -94,7 +97,7 @@ def means_table(evaluation: Evaluation, averages: Averages) -> TextTable:
     shape = (
         f"{len(evaluation.references)} references x {len(evaluation.recipe.prompts)} prompts x {evaluation.recipe.seeds} seeds"
     )
-    note = f"{shape}; mean [95 % interval] of a bootstrap over references and prompts. The last two rows show what scores reward."
+    note = f"{shape}; mean [95 % interval] of a bootstrap over references and prompts. The last rows show what scores reward."
     return TextTable(title="Scores", header=header, rows=rows, note=note, strong=_title(evaluation, ours_of(evaluation)))
 
 
@@ -130,6 +133,16 @@ def kinds_tables(evaluation: Evaluation, averages: Averages) -> list[TextTable]:
     note = "; ".join(f"{kind}: {len(names)} references" for kind, names in groups.items())
     strong = _title(evaluation, ours_of(evaluation))
     return [TextTable(title="By kind of reference", header=header, rows=rows, note=note, strong=strong)]
+
+
+def kid_table(evaluation: Evaluation, distances: dict[str, tuple[float, float]], network: str) -> TextTable:
+    rows = [[method.title, "{:.3f} ± {:.3f}".format(*distances[method.name])] for method in evaluation.methods]
+    note = (
+        f"Each method's pictures as a set against the true pictures, {network}; mean ± deviation over {SUBSETS} halves. The true "
+        "pictures against themselves show what is chance."
+    )
+    strong = _title(evaluation, ours_of(evaluation))
+    return TextTable(title="As a set", header=["method", "KID ↓"], rows=rows, note=note, strong=strong)
 
 
 def claims_table(claims: Sequence[Verdict]) -> TextTable:

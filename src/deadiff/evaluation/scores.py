@@ -1,7 +1,8 @@
 """Pictures -> scores. A scorer sees each picture once and gives a number for each (picture, reference, prompt).
 
 The icons world is measured by its own judges; the columns say what each number means, which way is better and what chance gives.
-N shots, M different pictures among them, S side in pixels, D width of a style feature, K subjects named in the evaluation.
+N shots, M different pictures among them, S side in pixels, D width of a style feature, K subjects named in the evaluation,
+L layers of C channels whose textures are compared.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from deadiff.errors import DataError
+from deadiff.evaluation.metrics import gram_gap, gram_matrix
 from deadiff.evaluation.reference_set import StyleReference
 
 BATCH = 256  # pictures read at once
@@ -102,15 +104,34 @@ ICONS_COLUMNS = (
     ),
 )
 
+GRAM = Column(
+    name="gram",
+    title="Gram distance to the reference",
+    better="lower",
+    explains="difference of textures in the eyes of a network of photographs, which has seen none of our pictures; 0: the same",
+)
+
+
+class Textures(Protocol):
+    """What the Gram distance asks of its network (deadiff.evaluation.encoders.MobileNetEncoder)."""
+
+    @property
+    def name(self) -> str: ...
+    def maps(self, pictures: np.ndarray) -> list[np.ndarray]: ...
+
 
 class IconsScorer:
     """The icons world's judges as a scorer. Raises DataError where a prompt's subject is none the judges know."""
 
-    columns = ICONS_COLUMNS
+    def __init__(
+        self, judges: SubjectAndStyle, named: Sequence[str], name: str = "icons judges", textures: Textures | None = None
+    ) -> None:
+        """named: the subjects (hexcodes) of all prompts and references; text and leak are probabilities among these.
 
-    def __init__(self, judges: SubjectAndStyle, named: Sequence[str], name: str = "icons judges") -> None:
-        """named: the subjects (hexcodes) of all prompts and references; text and leak are probabilities among these."""
-        self.judges = judges
+        textures: adds the Gram distance.
+        """
+        self.judges, self.textures = judges, textures
+        self.columns = (*ICONS_COLUMNS, GRAM) if textures else ICONS_COLUMNS
         known = {subject: i for i, subject in enumerate(judges.subjects)}
         if unknown := sorted({subject for subject in named if subject and subject not in known}):
             raise DataError(f"the judges know no subject {unknown[0]!r}: expected hexcodes of their {len(known)} subjects")
@@ -120,12 +141,14 @@ class IconsScorer:
         self.numbers = np.array([known[subject] for subject in self.named])  # (K,)
         self.styles = {style: i for i, style in enumerate(judges.styles)}
         self.name = f"{name} {hashlib.sha256('|'.join(self.named).encode()).hexdigest()[:8]}"
+        if textures:
+            self.name += f" and {textures.name}"
 
     def score(self, shots: Sequence[Shot], progress: Callable[[int, int], None] | None = None) -> dict[str, np.ndarray]:
         paths = list(dict.fromkeys([*(shot.picture for shot in shots), *(shot.reference_picture for shot in shots)]))
         place = {path: i for i, path in enumerate(paths)}
         seen = [self._see(part) for part in _parts(paths, BATCH, progress)]
-        features, chances, styles, tops = (np.concatenate(column) for column in zip(*seen, strict=True))
+        features, chances, styles, tops, *grams = (np.concatenate(column) for column in zip(*seen, strict=True))
         column = {subject: i for i, subject in enumerate(self.named)}
 
         def chance(i: int, subject: str) -> float:
@@ -142,16 +165,21 @@ class IconsScorer:
             rows["leak_wins"].append(np.nan if np.isnan(asked + leaked) else float(leaked > asked))
             rows["style_hit"].append(float(styles[i] == self.styles[shot.reference.style]) if known_style else np.nan)
             rows["text_hit"].append(float(tops[i] == self.numbers[column[shot.subject]]) if known_subject else np.nan)
+        if self.textures:
+            own = [place[shot.picture] for shot in shots]
+            shown = [place[shot.reference_picture] for shot in shots]
+            rows["gram"] = list(gram_gap([g[own] for g in grams], [g[shown] for g in grams]))
         return {name: np.array(values, np.float64) for name, values in rows.items()}
 
-    def _see(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Style features (M, D), chances of the named subjects (M, K), the style's and the subject's number (M,)."""
+    def _see(self, paths: Sequence[Path]) -> tuple[np.ndarray, ...]:
+        """Style features (M, D), chances of the named subjects (M, K), numbers of style and subject (M,), L Grams (M, C, C)."""
         pictures = read_pictures(paths)
         features = self.judges.style_features(pictures)
         subjects = self.judges.subject(pictures)
         among = subjects[:, self.numbers]
         among = among / np.maximum(among.sum(1, keepdims=True), 1e-30)
-        return features, among, self.judges.style(pictures).argmax(1), subjects.argmax(1)
+        grams = [gram_matrix(x).astype(np.float32) for x in self.textures.maps(pictures)] if self.textures else []
+        return features, among, self.judges.style(pictures).argmax(1), subjects.argmax(1), *grams
 
 
 def digest_of(folder: Path) -> str:

@@ -43,8 +43,9 @@ def comparison(evaluation: Evaluation, one_prompt: bool = False) -> tuple[Image.
         draw.text((MARGIN, y + CELL // 2 - 8), clip(method.title, font, NAME - 8), font=font, fill=INK)
         scores = evaluation.scores[method.name].chosen(cells)
         for number, path in enumerate(scores.pictures):
-            with Image.open(evaluation.out / path) as picture:
-                paste(sheet, picture, MARGIN + NAME + number * step, y, CELL)
+            if path:
+                with Image.open(evaluation.out / path) as picture:
+                    paste(sheet, picture, MARGIN + NAME + number * step, y, CELL)
     rule = f"every {len(evaluation.references) / len(references):.3g}th reference"
     rule += f", the prompt in the middle of the list ({prompts[0]})" if one_prompt else ", prompts evenly spaced"
     return sheet, f"{rule}; the first seed of each"

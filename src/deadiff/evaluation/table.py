@@ -20,7 +20,7 @@ class Scores:
     """The scores of one method, row by row."""
 
     cells: list[Cell]
-    pictures: list[str]  # relative to the evaluation's folder
+    pictures: list[str]  # relative to the evaluation's folder; "" where there is none
     columns: dict[str, np.ndarray]  # score -> (N,) float, NaN where it does not apply
 
     def __len__(self) -> int:
