@@ -220,6 +220,20 @@ def test_references_are_held_out_and_never_show_what_the_prompt_asks_for(tiny: J
     assert [d.subject for d in other.prompts(10)] != [d.subject for d in art.prompts(10)]
 
 
+def test_true_pictures_are_the_prompts_subjects_in_the_references_styles(tiny: Judges, data: Path) -> None:
+    art = icons_figures.HeldOut(data, tiny, 0)
+    draws = art.styled("unseen_style", 40)
+    found = {i: number for i, d in enumerate(draws) if (number := art.true_picture(d)) is not None}
+    assert found
+    held = {(icons_figures.style_name(row), row["subject"]) for row in art.rows}
+    for i, d in enumerate(draws):
+        style = icons_figures.style_name(art.rows[d.style])
+        assert (i in found) == ((style, d.subject) in held)
+        if i in found:
+            row = art.rows[found[i]]
+            assert (icons_figures.style_name(row), row["subject"]) == (style, d.subject)
+
+
 def test_contact_sheets_are_chosen_by_lot_and_failures_by_score(tiny: Judges, data: Path, tmp_path: Path) -> None:
     stand_in, label = Stand_in(), sorted(icons_figures.HeldOut(data, tiny, 0).labels.values())[0]
     written = draw_sheets(stand_in, tmp_path, data=data, judges=tiny, prompts=("a robot that nobody knows", label), references=4)

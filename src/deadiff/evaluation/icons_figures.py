@@ -136,6 +136,7 @@ class HeldOut:
         known = set(judges.subjects)
         self.labels = {row["subject"]: plain_label(row["label"]) for row in self.rows if row["subject"] in known}
         self._pictures: dict[int, np.ndarray] = {}
+        self._by_style: dict[tuple[str, str], list[int]] = {}  # (style, subject) -> numbers of pictures
 
     def order(self, names: Iterable[Any], purpose: str) -> list[Any]:
         """All of `names`, in the order of a lot."""
@@ -202,6 +203,15 @@ class HeldOut:
         pairs = zip(styles, contents, strict=False)
         return [Draw(prompt="", subject=self.rows[c]["subject"], seed=self._seed(f"{s} {c}"), style=s, content=c,
                      label=self.labels[self.rows[c]["subject"]]) for s, c in pairs]  # fmt: skip
+
+    def true_picture(self, d: Draw) -> int | None:
+        """The prompt's subject in the reference's style (and palette, if there is one), where the data holds it."""
+        if not self._by_style:
+            for i, row in enumerate(self.rows):
+                self._by_style.setdefault((style_name(row), row["subject"]), []).append(i)
+        reference = self.rows[d.style] if d.style is not None else {}
+        found = self._by_style.get((style_name(reference), d.subject), []) if reference else []
+        return min(found, key=lambda i: (self.rows[i]["palette"] != reference["palette"], i), default=None)
 
     def picture(self, number: int) -> Image.Image:
         return Image.fromarray(self._pictures[number])
@@ -301,8 +311,28 @@ def stylised(
         "of the plain base": _figure(None, True, intervals.mean(before, *groups)),
         "share that is kept": falls,
         "judge on real pictures": {name: _on_real(judges, name, *groups_of_judge) for name in ("style", "subject")},
+        "true pictures": _true_pictures(judges, art, wanted, styles, asked, right),
         "by style": _by_style(rows, top(drawn, styles)),
     }
+
+
+def _true_pictures(
+    judges: Judges, art: HeldOut, wanted: Sequence[Draw], styles: np.ndarray, asked: np.ndarray, right: np.ndarray
+) -> dict[str, Any]:
+    """What a perfect model would reach: the same subjects in the same styles, as the data has them, before the same judges."""
+    numbers = [art.true_picture(d) for d in wanted]
+    there = [i for i, number in enumerate(numbers) if number is not None]
+    if not there:
+        return {"count": 0}
+    art.load(number for number in numbers if number is not None)
+    pictures = np.stack([np.asarray(art.picture(numbers[i])) for i in there])  # pyright: ignore[reportArgumentType]
+    groups = [f"{wanted[i].style}" for i in there], [wanted[i].prompt for i in there]
+    named = {
+        "style named": top(judges.style(pictures), styles[there]),
+        "prompt fidelity": top(judges.subject(pictures), asked[there]),
+        "prompt fidelity of the drawings, same subjects and styles": right[there],
+    }
+    return {name: _figure(None, True, intervals.mean(hits.astype(float), *groups)) for name, hits in named.items()}
 
 
 def _by_style(rows: Sequence[dict[str, Any]], hits: np.ndarray) -> dict[str, float]:
