@@ -1,6 +1,7 @@
 """The whole making of a model in miniature: 24 subjects of art, seven stages of a few steps each, packed and drawn with."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, latest_checkpoint, train
 from deadiff.training.objectives import Objective, keep_text, live_parts
 from deadiff.training.reader import tokenize
+from deadiff.training.shared_words import word_owners
 
 ART = Path(__file__).parent / "fixtures" / "art"
 LOOP = "[loop]\nsteps = 6\nbatch_size = 4\nworkers = 2\nlearning_rate = 1e-3\nwarmup_steps = 2\nlog_steps = 2\n"
@@ -176,8 +178,36 @@ def test_a_subject_has_one_shape_that_prompts_without_a_style_mean(data: Path) -
     assert np.isin(pictures[is_plain], art.house).all() and "" in said
 
 
-def test_the_sketch_is_read_after_the_words_and_learns_what_captions_mean(run: Path, data: Path, tmp_path: Path) -> None:
+def test_a_word_that_many_subjects_carry_stands_for_the_nearest_in_meaning(data: Path) -> None:
+    """Two cars and a car's owner: the label that means most nearly the same; a label is nobody else's word."""
+    rows = [
+        {"subject": "1", "label": "Automobile", "tags": ["car", "vehicle"]},
+        {"subject": "2", "label": "police car", "tags": ["car", "patrol"]},
+        {"subject": "3", "label": "vehicle", "tags": ["Car"]},
+        {"subject": "2", "label": "police car", "tags": ["car", "patrol"]},
+    ]
+    meant = {"a car": 0.0, "an automobile": 0.1, "a police car": 0.5, "a vehicle": 0.9, "a patrol": 2.0}
+
+    def embed(phrases: Sequence[str]) -> np.ndarray:
+        angles = np.array([meant[phrase] for phrase in phrases])
+        return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+    assert word_owners(rows, embed) == {"car": "1", "patrol": "2"}
+    assert word_owners(rows[2:3], embed) == {"car": "3"} and word_owners([{**rows[0], "tags": []}], embed) == {}
+
+    art = IconArt(data)
+    before, (said, pictures, is_plain) = art.for_sketch(2, 1), art.for_sketch(2, 1, {"thing": art.subjects[0], "x": "no subject"})
+    assert said[: len(before[0])] == before[0]
+    added = range(len(before[0]), len(said))
+    assert {said[i] for i in added} >= {"thing", "a thing", "an icon of a thing"} and "x" not in said
+    assert all(art.rows[pictures[i]]["subject"] == art.subjects[0] and pictures[i] in art.house and is_plain[i] for i in added)
+
+
+def test_the_sketch_is_read_after_the_words_and_learns_what_captions_mean(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """32 values of 4 patches behind 16 words; after some hundred steps they are far closer to the latents than their mean."""
+    monkeypatch.setattr(stages, "teacher_folder", lambda: None)  # the same bank wherever the tests run
     loop = 'precision = "fp32"\nema_decay = 0.9\n'
     further = LOOP.replace("steps = 6", "steps = 300").replace("batch_size = 4", "batch_size = 64") + loop
     folder = tmp_path / "run"

@@ -88,6 +88,12 @@ def subject_phrases(row: Mapping, counts: Mapping[str, int] | None = None, most:
     return list(dict.fromkeys(phrases))
 
 
+def word_phrases(word: str) -> list[str]:
+    """The plain captions that one word makes: 'car', 'a car', 'an icon of a car', 'car icon'."""
+    named = with_article(word)
+    return [word, named, f"an icon of {named}", f"{word} icon"]
+
+
 def caption(row: Mapping, rng: np.random.Generator, style_words: bool, counts: Mapping[str, int] | None = None) -> str:
     """A lower-case caption of at most 20 words for one row (label, tags, set, rendition, palette); each draw finds other words.
 

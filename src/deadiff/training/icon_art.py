@@ -1,12 +1,13 @@
 """The icons data set as a stream of training samples: which picture, with which words, beside which reference."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from deadiff.data.captions import caption, plain_label, style_phrases, tag_counts, with_article
+from deadiff.data.captions import caption, plain_label, style_phrases, tag_counts, with_article, word_phrases
 from deadiff.data.splits import PLAIN, TRAIN, house_set
 from deadiff.data.store import read_arrays, read_split
 from deadiff.errors import DataError
@@ -124,10 +125,13 @@ class IconArt:
         words = caption(self.rows[number], rng, True, self.counts)
         return words, plain if lot < SKETCH_OF_STYLE + SKETCH_OF_SUBJECT else words, ""
 
-    def for_sketch(self, plain: int, styled: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def for_sketch(
+        self, plain: int, styled: int, owners: Mapping[str, str] | None = None
+    ) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Captions, the number of the picture that each stands for, and whether it leaves the style out: `plain` captions of each
         house drawing without its style, `styled` of each house drawing, its renditions and the other sets' drawings with it; then
-        the empty caption and the style's words alone, for pictures by lot.
+        the empty caption and the style's words alone, for pictures by lot; then single words, in every frame, for the house
+        drawing of the subject that owns them (word -> subject).
         """
         rng = rng_of(self.seed, 0, stream=9)
         drawn = np.concatenate([self.house, self.other, self.house_rendered])
@@ -136,8 +140,12 @@ class IconArt:
         said = [caption(self.rows[i], rng, not p, self.counts) for i, p in zip(chosen, is_plain, strict=True)]
         some, any_style = (rng.choice(pool, max(1, len(pool) * plain // 32)) for pool in (self.house, drawn))
         said += [""] * len(some) + [self._style_words(i, rng) for i in any_style]
-        is_plain = np.concatenate([is_plain, np.ones(len(some), bool), np.zeros(len(any_style), bool)])
-        return said, np.concatenate([chosen, some, any_style]), is_plain
+        house_of = {self.rows[i]["subject"]: int(i) for i in self.house}
+        words = {word: house_of[subject] for word, subject in sorted((owners or {}).items()) if subject in house_of}
+        said += [phrase for word in words for phrase in word_phrases(word)]
+        owned = np.repeat(np.array([*words.values()], int), len(word_phrases("word")))
+        is_plain = np.concatenate([is_plain, np.ones(len(some), bool), np.zeros(len(any_style), bool), np.ones(len(owned), bool)])
+        return said, np.concatenate([chosen, some, any_style, owned]), is_plain
 
     def for_alignment(self, draw: int, count: int) -> tuple[np.ndarray, list[str], list[str]]:
         """Pictures, a phrase for the style of each, its label with an article."""

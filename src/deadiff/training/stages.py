@@ -39,7 +39,9 @@ from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, Task, latest_checkpoint, train
 from deadiff.training.meanings import common_words, meanings, teacher_folder
 from deadiff.training.reader import ReaderConfig, ReaderTask, train_tokenizer
+from deadiff.training.shared_words import word_owners
 from deadiff.training.sketch import Bank, SketchConfig, SketchTask, read_bank
+from deadiff.writing import write_text_whole
 
 Report = Callable[[dict[str, Any]], None]
 START = "start.txt"  # in a run folder: the run that it builds on
@@ -182,8 +184,10 @@ def _sketch(recipe: Recipe, art: IconArt, run: Path) -> Task:
     latents = _latents(art, run)
     text_encoder = load_text_tower(_made(run, "reader", "text_encoder"))
     tokenizer = CLIPTokenizer.from_pretrained(_made(run, "reader", "tokenizer"))
-    captions, pictures, is_plain = art.for_sketch(config.plain_captions, config.styled_captions)
     folder.mkdir(parents=True, exist_ok=True)
+    captions, pictures, is_plain = art.for_sketch(
+        config.plain_captions, config.styled_captions, _owners(art, folder / "words.json")
+    )
     if not (folder / "bank.npy").is_file():
         save_latents(folder / "bank.npy", read_bank(text_encoder.eval(), tokenizer, captions).numpy())
     states = torch.from_numpy(np.load(folder / "bank.npy"))
@@ -191,6 +195,15 @@ def _sketch(recipe: Recipe, art: IconArt, run: Path) -> Task:
         raise DataError(f"'{folder / 'bank.npy'}' is of other data or another recipe: delete it")
     scaling = _vae(run).config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
     return SketchTask(config, text_encoder, Bank(states, pictures, is_plain), latents, scaling)
+
+
+def _owners(art: IconArt, kept: Path) -> dict[str, str]:
+    """Word -> the subject that it stands for alone, decided once in a run; none where the teacher is not installed."""
+    if not kept.is_file():
+        teacher = teacher_folder()
+        found = {} if teacher is None else word_owners(art.rows, partial(meanings, teacher))
+        write_text_whole(kept, json.dumps(found, indent=0, ensure_ascii=False) + "\n")
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def _finish_sketch(task: Any, art: IconArt, folder: Path) -> None:
