@@ -129,18 +129,20 @@ class IconArt:
         self, plain: int, styled: int, owners: Mapping[str, str] | None = None
     ) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Captions, the number of the picture that each stands for, and whether it leaves the style out: `plain` captions of each
-        house drawing without its style, `styled` of each house drawing, its renditions and the other sets' drawings with it; then
-        the empty caption and the style's words alone, for pictures by lot; then single words, in every frame, for the house
-        drawing of the subject that owns them (word -> subject).
+        house drawing without its style, `styled` of each house drawing, its renditions and the other sets' drawings with it, which
+        stand for the house drawing too (a style is for the words and references to say); then the empty caption and the style's
+        words alone, for pictures by lot; then single words, in every frame, for the house drawing of the subject that owns them
+        (word -> subject).
         """
         rng = rng_of(self.seed, 0, stream=9)
         drawn = np.concatenate([self.house, self.other, self.house_rendered])
-        chosen = np.concatenate([np.repeat(self.house, plain), np.repeat(drawn, styled)])
-        is_plain = np.arange(len(chosen)) < plain * len(self.house)
-        said = [caption(self.rows[i], rng, not p, self.counts) for i, p in zip(chosen, is_plain, strict=True)]
+        described = np.concatenate([np.repeat(self.house, plain), np.repeat(drawn, styled)])
+        is_plain = np.arange(len(described)) < plain * len(self.house)
+        said = [caption(self.rows[i], rng, not p, self.counts) for i, p in zip(described, is_plain, strict=True)]
+        house_of = {self.rows[i]["subject"]: int(i) for i in self.house}
+        chosen = np.array([house_of.get(self.rows[i]["subject"], int(i)) for i in described])
         some, any_style = (rng.choice(pool, max(1, len(pool) * plain // 32)) for pool in (self.house, drawn))
         said += [""] * len(some) + [self._style_words(i, rng) for i in any_style]
-        house_of = {self.rows[i]["subject"]: int(i) for i in self.house}
         words = {word: house_of[subject] for word, subject in sorted((owners or {}).items()) if subject in house_of}
         said += [phrase for word in words for phrase in word_phrases(word)]
         owned = np.repeat(np.array([*words.values()], int), len(word_phrases("word")))
