@@ -130,9 +130,8 @@ class IconArt:
     ) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Captions, the number of the picture that each stands for, and whether it leaves the style out: `plain` captions of each
         house drawing without its style; `styled` of each house drawing, its renditions and the other sets' drawings with it, for
-        the house drawing too (a style is for the words and references to say); then the empty caption and the style's words alone,
-        for pictures by lot; then single words, in every frame, for the house drawing of the subject that owns them (word ->
-        subject).
+        the house drawing too (a style is for words and references to say); then the empty caption and the style's words alone,
+        for pictures by lot; then single words, in every frame, for the house drawing of their owner (word -> subject).
         """
         rng = rng_of(self.seed, 0, stream=9)
         drawn = np.concatenate([self.house, self.other, self.house_rendered])
