@@ -33,7 +33,7 @@ icons: $(STAMP)
 
 # The paper's claims from end to end: DEADiff, its rivals and ablations on one base and budget, compared with intervals, and speed
 # against quality. Stop it at any time: the same command goes on. PAPER_BASE: a run of `make icons` instead of the shipped model.
-BUDGET ?= 40000
+BUDGET ?= 30000
 PAPER_RUN ?= runs/paper
 PAPER_EVAL ?= recipes/eval/paper.toml
 PAPER_OPTIONS ?= $(if $(PAPER_BASE),--base $(PAPER_BASE))
