@@ -13,6 +13,7 @@ from typing import Any
 from deadiff.errors import ConfigError, DataError
 from deadiff.evaluation.design import EvalRecipe, ReferenceRecipe
 from deadiff.references import Reference
+from deadiff.training.icon_art import style_name
 from deadiff.writing import write_text_whole
 
 SEEN, UNSEEN, GIVEN = "seen style", "unseen style", "given"
@@ -93,7 +94,7 @@ def _from_data(recipe: EvalRecipe, folder: Path, data: Path | None) -> list[Styl
     for kind, count in ((SEEN, recipe.references.seen), (UNSEEN, recipe.references.unseen)):
         pool = [place for place in places if _kind(place[2]) == kind and place[2]["subject"] not in avoided]
         for shard, index, row in _one_of_each_style(pool, count, recipe.references, taken):
-            style = _style(row)
+            style = style_name(row)
             label = plain_label(row["label"])
             name = f"{len(found) + 1:02d}-{style}-{re.sub('[^a-z0-9]+', '-', label)[:24].strip('-')}"
             (folder / f"{name}.png").write_bytes(encode_png(decode_png(read_rows(shard, ["image"])[index]["image"]["bytes"])))
@@ -118,7 +119,7 @@ def _copy_true_pictures(
 
     by_style: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for place in places:
-        by_style[_style(place[2]), place[2]["subject"]].append(place)
+        by_style[style_name(place[2]), place[2]["subject"]].append(place)
     wanted: dict[Path, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))  # shard -> row -> where it goes
     for reference, row in references:
         for prompt, subject in recipe.prompts.items():
@@ -133,11 +134,6 @@ def _copy_true_pictures(
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(png)
-
-
-def _style(row: dict[str, Any]) -> str:
-    """The style's class: the rendition, or for plain art the set."""
-    return row["set"] if row["rendition"] == "plain" else row["rendition"]
 
 
 def _kind(row: dict[str, Any]) -> str | None:
@@ -155,7 +151,7 @@ def _one_of_each_style(pool: list[Any], count: int, recipe: ReferenceRecipe, tak
 
     by_style: dict[str, list[Any]] = defaultdict(list)
     for place in pool:
-        by_style[_style(place[2])].append(place)
+        by_style[style_name(place[2])].append(place)
     for style, places in by_style.items():
         places.sort(key=lambda place: lot(style, place[2]["set"], place[2]["subject"], place[2]["sha256"]))
     order = sorted(by_style, key=lot)
