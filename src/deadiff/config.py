@@ -1,7 +1,7 @@
 """AdapterConfig: all that is needed to build a DEADiff adapter without its weights, and its config.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class AdapterConfig:
     qformer: dict[str, Any] = field(default_factory=lambda: {"vocab_size": 30523})  # QFORMER_KEYS
     projection_dim: int = 3072  # hidden width of the projection
     dropout: float = 0.1  # of the projection, in training
+    placed: Sequence[str] = ()  # roles whose tokens also say what the eye sees at their place (deadiff.canvas); released: none
     instructions: dict[str, list[int]] = field(  # role -> token ids of "[CLS] word [SEP]"; empty lists: no instruction
         default_factory=lambda: {"style": [101, 2806, 102], "content": [101, 4180, 102]}
     )
@@ -64,6 +65,9 @@ class AdapterConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected at least 1")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}: expected a probability below 1")
+        object.__setattr__(self, "placed", tuple(self.placed))
+        if unknown := sorted(set(self.placed) - {str(role) for role in Role}):
+            raise ConfigError(f"placed names {unknown[0]!r}: expected some of style and content")
         routes = self.route_table
         if self.image_kv and set(self.image_kv) != set(routes):
             raise ConfigError("image_kv and routes name different layers: expected the same paths in both")

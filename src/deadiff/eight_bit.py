@@ -16,11 +16,13 @@ SCALE = ".scale"  # of the tensor of that name, (rows,)
 SMALLEST = 4096  # elements; below that eight bits save nothing
 
 
-def quantize(weights: Mapping[str, Tensor], levels: int = 127) -> dict[str, Tensor]:
+def quantize(weights: Mapping[str, Tensor], levels: int | Mapping[str, int] = 127) -> dict[str, Tensor]:
     """Float tensors -> int8 (rows, ...) and `name.scale` (rows,) fp16, or fp16 where small. Off by half a step at most.
 
-    levels: the largest integer used; 63 says seven bits, whose file is as long but packs an eighth smaller in a wheel.
+    levels: the largest integer used, of all tensors or by how their names begin (127 for the others); 63 says seven bits, whose
+    file is as long but packs an eighth smaller in a wheel.
     """
+    by_name = {"": levels} if isinstance(levels, int) else levels
     stored: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
@@ -28,9 +30,10 @@ def quantize(weights: Mapping[str, Tensor], levels: int = 127) -> dict[str, Tens
         elif tensor.ndim < 2 or tensor.numel() < SMALLEST:
             stored[name] = tensor.half().contiguous()
         else:
+            most = next((count for start, count in by_name.items() if name.startswith(start)), 127)
             rows = tensor.float().flatten(1)
-            scale = (rows.abs().amax(1) / levels).clamp(min=1e-6).half()
-            steps = (rows / scale.float()[:, None]).round().clamp(-levels, levels)
+            scale = (rows.abs().amax(1) / most).clamp(min=1e-6).half()
+            steps = (rows / scale.float()[:, None]).round().clamp(-most, most)
             stored[name] = steps.to(torch.int8).view(tensor.shape).contiguous()
             stored[name + SCALE] = scale
     return stored
@@ -54,7 +57,7 @@ def dequantize(stored: Mapping[str, Tensor], dtype: torch.dtype = torch.float32)
     return weights
 
 
-def save(weights: Mapping[str, Tensor], path: Path, levels: int = 127) -> None:
+def save(weights: Mapping[str, Tensor], path: Path, levels: int | Mapping[str, int] = 127) -> None:
     save_file(quantize(weights, levels), path, metadata={"format": "pt", "storage": "int8 per output channel"})
 
 

@@ -3,6 +3,7 @@
 B batch, S picture side in pixels, V vision tokens (class token and patches), W vision width, I image tokens, C token width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,27 @@ class Projection(nn.Module):
         return self.out(x + self.dropout(self.dense2(quick_gelu(self.dense1(self.norm(x))))))
 
 
+class Places(nn.Module):
+    """Image token i says what the eye sees at place i: a linear map of the vision tokens of its square, no attention to learn.
+
+    For bases that lay tokens out as a picture (deadiff.canvas); nothing of it is in the paper. It starts silent.
+    """
+
+    def __init__(self, vision_dim: int, side: int, num_tokens: int, token_dim: int) -> None:
+        super().__init__()
+        self.grid = math.isqrt(num_tokens)
+        if self.grid**2 != num_tokens or side % self.grid:
+            raise ConfigError(f"{num_tokens} tokens cannot be placed on {side} x {side} patches: expected squares of them")
+        self.side, self.cell = side, side // self.grid
+        self.linear = nn.Linear(self.cell**2 * vision_dim, token_dim)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Float[Tensor, "B V W"]) -> Float[Tensor, "B I C"]:
+        rows = hidden[:, 1:].unflatten(1, (self.grid, self.cell, self.grid, self.cell))  # without the class token
+        return self.linear(rows.transpose(2, 3).flatten(3).flatten(1, 2))
+
+
 class RoleExtractor(nn.Module):
     """Vision tokens -> image tokens of one role: LayerNorm, Q-Former told a word ("style" or "content"), projection."""
 
@@ -136,6 +158,7 @@ class RoleExtractor(nn.Module):
         projection_dim: int,
         dropout: float,
         instruction: Sequence[int],  # token ids of "[CLS] word [SEP]"; empty: no instruction (ablation)
+        places: Places | None = None,
     ) -> None:
         super().__init__()
         config = InstructBlipQFormerConfig(**{"cross_attention_frequency": 1, **qformer, "encoder_hidden_size": vision_dim})
@@ -144,6 +167,7 @@ class RoleExtractor(nn.Module):
         self.query_tokens = nn.Parameter(torch.randn(1, num_tokens, config.hidden_size) * config.initializer_range)
         self.qformer = InstructBlipQFormerModel(config)
         self.projection = Projection(config.hidden_size, projection_dim, token_dim, dropout)
+        self.places = places
 
     def read(self, vision_hidden: Float[Tensor, "B V W"]) -> Float[Tensor, "B J Q"]:
         """All J = I + instruction tokens of the Q-Former; the first I are the queries'."""
@@ -154,4 +178,5 @@ class RoleExtractor(nn.Module):
         return self.qformer(input_ids=ids, query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
 
     def forward(self, vision_hidden: Float[Tensor, "B V W"]) -> Float[Tensor, "B I C"]:
-        return self.projection(self.read(vision_hidden)[:, : self.query_tokens.shape[1]])
+        tokens = self.projection(self.read(vision_hidden)[:, : self.query_tokens.shape[1]])
+        return tokens if self.places is None else tokens + self.places(self.ln_vision(vision_hidden))

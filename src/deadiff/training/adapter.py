@@ -1,4 +1,4 @@
-"""Stage 7: the DEADiff adapter. The base is frozen; image K/V, Q-Formers with their queries and projections learn from pairs."""
+"""Stage 8: the DEADiff adapter. The base is frozen; image K/V, Q-Formers with their queries and projections learn from pairs."""
 
 import copy
 from collections.abc import Callable, Sequence

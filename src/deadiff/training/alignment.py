@@ -1,4 +1,4 @@
-"""Stage 6 of the icons model: teach both Q-Formers to say in tokens what the text tower says in words.
+"""Stage 7 of the icons model: teach both Q-Formers to say in tokens what the text tower says in words.
 
 The paper starts from BLIP-Diffusion's Q-Formers, whose tokens a text encoder's reader understands already. Such a start is made
 here in minutes and without the U-Net: the style tokens of a picture should equal the hidden states of a phrase for its style,

@@ -121,9 +121,12 @@ class BaseTask(Task):
         self.schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
 
     def batch(self, draw: int, batch_size: int) -> BaseBatch:
-        drawn = self.draw(draw, batch_size)
+        return self.prepared(self.draw(draw, batch_size))
+
+    def prepared(self, drawn: Drawn) -> BaseBatch:
+        """Latents of unit variance and token ids."""
         scaled = torch.from_numpy(drawn.latents).float() * self.vae.config.scaling_factor  # pyright: ignore
-        return BaseBatch(scaled, tokenize(self.tokenizer, [*drawn.words, *drawn.sketched, *drawn.added]).view(3, batch_size, -1))
+        return BaseBatch(scaled, tokenize(self.tokenizer, [*drawn.words, *drawn.sketched, *drawn.added]).view(3, len(scaled), -1))
 
     @torch.no_grad()
     def read(self, text: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from deadiff.data.splits import PLAIN, TRAIN, house_set
 from deadiff.data.store import read_arrays, read_split
 from deadiff.errors import DataError
 from deadiff.training.objectives import Objective
+from deadiff.training.redrawn import Redrawn
 from deadiff.training.samples import Drawn, choose, recolour, rng_of
 
 SUBJECT_LEFT_OUT = 0.5  # share of the SERE captions that say the style alone
@@ -147,6 +148,36 @@ class IconArt:
         owned = np.repeat(np.array([*words.values()], int), len(word_phrases("word")))
         is_plain = np.concatenate([is_plain, np.ones(len(some), bool), np.zeros(len(any_style), bool), np.ones(len(owned), bool)])
         return said, np.concatenate([chosen, some, any_style, owned]), is_plain
+
+    def to_redraw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, Drawn]:
+        """Numbers of pictures, their latents and words, the style told, and their subjects to sketch."""
+        chosen = self.choose_targets(rng, count)
+        said = [self.captions(chosen, rng, share) for share in (1.0, 0.0)]
+        return chosen, Drawn(self._cached()[chosen], *said, [""] * count)
+
+    def for_decoder(self, redrawn: Redrawn, drawn_share: float, draw: int, count: int) -> dict[str, np.ndarray]:
+        """Latents, true or drawn by the base, the pictures that they were meant to be, and other pictures to compare with."""
+        rng = rng_of(self.seed, draw, stream=12)
+        chosen, real = self.choose(rng, count), self.choose(rng, count)
+        latents, left = self._cached()[chosen], np.zeros(count)
+        which, drawn = rng.integers(len(redrawn.picture), size=count), rng.random(count) < drawn_share
+        chosen[drawn], left[drawn] = redrawn.picture[which[drawn]], redrawn.left[which[drawn]]
+        latents[drawn] = redrawn.latents[which[drawn]]
+        return {"latents": latents, "left": left, "pictures": self.pictures[chosen], "style": self.style[chosen],
+                "real": self.pictures[real], "real_style": self.style[real]}  # fmt: skip
+
+    def for_content(self, draw: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures and what their artists drew, plain; half of them mirrored, both alike."""
+        rng = rng_of(self.seed, draw, stream=13)
+        chosen = self.choose(rng, count)
+        pictures = np.stack([self.pictures[chosen], self.pictures[self._plain_of[chosen]]])
+        return tuple(np.where(rng.random(count)[:, None, None, None] < 0.5, pictures[:, :, :, ::-1], pictures))
+
+    @cached_property
+    def _plain_of(self) -> np.ndarray:
+        """(N,) for each picture the number of the drawing that it renders; its own where training has not got that."""
+        drawn = {(self.rows[i]["subject"], self.rows[i]["set"]): int(i) for i in self.plain}
+        return np.array([drawn.get((row["subject"], row["set"]), i) for i, row in enumerate(self.rows)])
 
     def for_alignment(self, draw: int, count: int) -> tuple[np.ndarray, list[str], list[str]]:
         """Pictures, a phrase for the style of each, its label with an article."""

@@ -1,4 +1,4 @@
-"""The stages of the icons model, run from recipes: autoencoder, reader, sketch, eye, base, alignment, adapter; then pack.
+"""The stages of the icons model, run from recipes: autoencoder, reader, sketch, eye, base, decoder, alignment, adapter, content.
 
 A recipe is a TOML file: `stage`, and [loop] and [model] tables whose keys are those of the dataclasses. A run folder has one
 sub-folder a stage; each stage reads what the ones before it left there.
@@ -33,12 +33,15 @@ from deadiff.training.adapter import AdapterTask, AdapterTrainingConfig, switche
 from deadiff.training.alignment import AlignmentTask
 from deadiff.training.autoencoder import AutoencoderConfig, AutoencoderTask, encode_all, fitted_autoencoder, save_latents
 from deadiff.training.base import SCHEDULE, BaseConfig, BaseTask
+from deadiff.training.content import ContentConfig, ContentTask
+from deadiff.training.decoder import DecoderConfig, DecoderTask
 from deadiff.training.eye import EyeConfig, EyeTask
 from deadiff.training.from_model import SEEN, unpack
 from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, Task, latest_checkpoint, train
 from deadiff.training.meanings import common_words, meanings, teacher_folder
 from deadiff.training.reader import ReaderConfig, ReaderTask, train_tokenizer
+from deadiff.training.redrawn import make_redrawn
 from deadiff.training.shared_words import word_owners
 from deadiff.training.sketch import Bank, SketchConfig, SketchTask, read_bank
 from deadiff.writing import write_text_whole
@@ -232,6 +235,21 @@ def _finish_base(task: Any, art: IconArt, folder: Path) -> None:
     unet.save_pretrained(folder / "unet")
 
 
+def _decoder(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    """The base draws once what the decoder learns from."""
+    config = build(DecoderConfig, recipe.model, "[model]")
+    art.latents, vae = _latents(art, run), _vae(run)
+    text_encoder, tokenizer = _read(run)
+    base = BaseTask(BaseConfig(), art.for_base, vae, text_encoder, tokenizer)
+    base.modules["unet"] = load_unet(_made(run, "base", "unet")).to(torch.bfloat16)  # pyright: ignore
+    drawn = make_redrawn(run / "decoder" / "redrawn", config.pictures, recipe.loop.get("seed", 0), art, base)
+    return DecoderTask(config, vae, len(art.styles), partial(art.for_decoder, drawn, config.drawn_share))
+
+
+def _finish_decoder(task: Any, art: IconArt, folder: Path) -> None:
+    task.modules["vae"].float().save_pretrained(folder / "vae")
+
+
 def _alignment(recipe: Recipe, art: IconArt, run: Path) -> Task:
     text_encoder, tokenizer = _read(run)
     unet = load_unet(_made(run, "base", "unet"))
@@ -261,6 +279,13 @@ def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
     schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
     draw = partial(art.for_adapter, paired=training.paired)
     return AdapterTask(training, adapter, unet, text_encoder, tokenizer, schedule, scaling, draw)
+
+
+def _content(recipe: Recipe, art: IconArt, run: Path) -> Task:
+    adapter = DEADiffAdapter.from_pretrained(_made(run, "adapter", "adapter", "alignment"))
+    dtype = torch.bfloat16 if recipe.loop.get("precision", "bf16") == "bf16" else torch.float32
+    config = build(ContentConfig, recipe.model, "[model]")
+    return ContentTask(config, adapter, *_read(run), _vae(run), art.for_content, dtype)
 
 
 def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> AdapterConfig:
@@ -303,15 +328,24 @@ def _finish_adapter(task: Any, art: IconArt, folder: Path) -> None:
     adapter.float().save_pretrained(folder / "adapter")
 
 
+def _finish_content(task: Any, art: IconArt, folder: Path) -> None:
+    task.adapter.float().save_pretrained(folder / "adapter")
+
+
 STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, IconArt, Path], None]]] = {
     "autoencoder": (_autoencoder, _finish_autoencoder),
     "reader": (_reader, _finish_reader),
     "sketch": (_sketch, _finish_sketch),
     "eye": (_eye, _finish_eye),
     "base": (_base, _finish_base),
+    "decoder": (_decoder, _finish_decoder),
     "alignment": (_alignment, _finish_alignment),
     "adapter": (_adapter, _finish_adapter),
+    "content": (_content, _finish_content),
 }
+
+
+REFINEMENTS = {"decoder", "content"}  # stages that better what an earlier one made: a model without them is whole
 
 
 def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
@@ -320,8 +354,9 @@ def assemble(run: Path) -> tuple[StableDiffusionPipeline, DEADiffAdapter]:
     unet = load_unet(_made(run, "base", "unet"))
     solver = {**SCHEDULE, "steps_offset": 1}  # of no effect here, but the pipeline insists
     scheduler = DDIMScheduler(**solver, set_alpha_to_one=True)  # pyright: ignore[reportArgumentType]
-    pipe = pipeline_of(_vae(run), unet, text_encoder, tokenizer, scheduler)
-    return pipe, DEADiffAdapter.from_pretrained(_made(run, "adapter", "adapter"))
+    vae = PatchAutoencoder.from_pretrained(_made(run, "decoder", "vae", "autoencoder"))
+    pipe = pipeline_of(vae, unet, text_encoder, tokenizer, scheduler)
+    return pipe, DEADiffAdapter.from_pretrained(_made(run, "content", "adapter", "adapter"))
 
 
 def pack(run: Path, out: Path, provenance: dict[str, str]) -> int:
@@ -332,13 +367,15 @@ def pack(run: Path, out: Path, provenance: dict[str, str]) -> int:
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
-def _made(run: Path, stage: str, name: str) -> Path:
-    path = run / stage / name
-    if not path.exists() and (run / START).is_file():
-        return _made(Path((run / START).read_text().strip()), stage, name)
-    if not path.exists():
-        raise DataError(f"'{path}' is missing: train the {stage} stage into '{run}' first")
-    return path
+def _made(run: Path, stage: str, name: str, *earlier: str) -> Path:
+    """What a stage left in a run, or where it has none there one of the `earlier`, or the run that it builds on."""
+    for path in (run / made / name for made in (stage, *earlier)):
+        if path.exists():
+            return path
+    if (run / START).is_file():
+        return _made(Path((run / START).read_text().strip()), stage, name, *earlier)
+    missing = earlier[-1] if earlier else stage
+    raise DataError(f"'{run / missing / name}' is missing: train the {missing} stage into '{run}' first")
 
 
 def _latents(art: IconArt, run: Path) -> np.ndarray:
@@ -364,10 +401,12 @@ def provenance_of(run: Path) -> dict[str, str]:
         folder = run / stage
         if stage in seen and not (folder / "curve.jsonl").is_file():  # as the model brought it
             continue
+        if stage in REFINEMENTS and not (folder / "curve.jsonl").is_file():
+            continue
         lines = _made(run, stage, "curve.jsonl").read_text().splitlines()
         batch = json.loads(_made(run, stage, "loop.json").read_text())["batch_size"]
         seen[stage] = seen.get(stage, 0) + (json.loads(lines[-1])["step"] * batch if lines else 0)
-    trained = [f"{stage} {seen[stage]:,}" for stage in STAGES]
+    trained = [f"{stage} {seen[stage]:,}" for stage in STAGES if stage in seen]
     return {
         "model": "icons, trained by this project's recipes on emoji art and renditions of it (NOTICE names the artists)",
         "licence": "weights: Apache-2.0, with the attributions of NOTICE (CC-BY-4.0 art among them)",
