@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from deadiff.extractor import Places
 from deadiff.sketch import latents_of, load_text_tower, patches_of
 from deadiff.training import redrawn, stages
 from deadiff.training.base import BaseConfig, even_timesteps
-from deadiff.training.content import placed
 from deadiff.training.decoder import PatchCritic
 from deadiff.training.icon_art import IconArt
 from deadiff.training.loop import LoopConfig, latest_checkpoint, train
@@ -443,7 +443,7 @@ def test_a_critic_tells_styles_apart_patch_by_patch() -> None:
     assert not torch.equal(said[0], other[0]) and torch.equal(said[1], other[1])
 
 
-def test_a_token_sees_its_own_place(run: Path) -> None:
+def test_a_token_sees_its_own_place() -> None:
     """4 x 4 vision tokens on a grid of 2 x 2: the third image token reads the lower left four, row by row."""
     places = Places(vision_dim=3, side=4, num_tokens=4, token_dim=12)
     with torch.no_grad():
@@ -455,12 +455,18 @@ def test_a_token_sees_its_own_place(run: Path) -> None:
             Places(vision_dim=3, side=side, num_tokens=tokens, token_dim=12)
 
 
-def test_an_adapter_with_places_says_the_same_until_it_has_learned(run: Path) -> None:
+def test_places_are_silent_until_they_have_learned(run: Path) -> None:
     adapter = DEADiffAdapter.from_pretrained(run / "adapter" / "adapter")
-    wider = placed(adapter)
-    assert wider.config.placed == ("content",) and placed(wider) is wider
+    assert adapter.config.placed == ("content",)
+    silent = DEADiffAdapter.from_base(
+        load_unet(run / "base" / "unet"), stages.CLIPVisionModel.from_pretrained(run / "eye" / "image_encoder"), adapter.config
+    )
+    without = {name: value for name, value in silent.state_dict().items() if ".places." not in name}
+    assert len(without) == len(silent.state_dict()) - 2
+    unplaced = DEADiffAdapter.from_weights(replace(adapter.config, placed=()), without).eval()
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    assert all(torch.equal(a, b) for a, b in zip(adapter.encode(picture, picture), wider.encode(picture, picture), strict=True))
+    both = [made.eval().encode(picture, picture) for made in (silent, unplaced)]
+    assert torch.equal(both[0].content, both[1].content) and torch.equal(both[0].style, both[1].style)
     with pytest.raises(ConfigError, match="placed"):
         type(adapter.config).from_dict({**adapter.config.to_dict(), "placed": ["colour"]})
 

@@ -1,6 +1,7 @@
 """Models that travel inside the package: an ordinary model folder whose weights are stored in eight bits.
 
-FOLDER/{unet,vae,text_encoder,deadiff}/{config.json,weights.safetensors}, FOLDER/tokenizer/, FOLDER/scheduler/.
+FOLDER/{unet,vae,text_encoder,deadiff}/{config.json,weights.safetensors}, FOLDER/tokenizer/, FOLDER/scheduler/; the adapter's eye in
+FOLDER/image_encoder/weights.safetensors, its sizes in the adapter's config.
 """
 
 import json
@@ -25,10 +26,12 @@ from deadiff.sketch import text_tower
 from deadiff.weights import check_weights
 
 WEIGHTS = "weights.safetensors"
-LEVELS = {  # by part and by how the weights' names begin; fewer pack smaller in a wheel, for what docs/log.md says
+EYE = "image_encoder"
+LEVELS = {  # by part and by how the weights' names begin, in order; fewer pack smaller in a wheel, for what docs/log.md says
     "unet": {"": 63},
-    "vae": {"decoder.": 31},
-    "deadiff": {"vision.": 31, "extractors.content.": 31},
+    "vae": {"decoder.": 9},
+    EYE: {"": 15},
+    "deadiff": {"extractors.content.places.": 31, "extractors.content.": 7},
 }
 ICONS = Path(__file__).parent / "icons"
 
@@ -52,7 +55,10 @@ def load_embedded(folder: Path = ICONS, dtype: torch.dtype = torch.float32) -> t
     pipe = pipeline_of(vae, unet, text_encoder, tokenizer, scheduler)
     pipe.set_progress_bar_config(disable=True)
     weights = folder / "deadiff" / WEIGHTS
-    adapter = DEADiffAdapter.from_weights(read_config(folder / "deadiff"), eight_bit.load(weights), str(weights))
+    parts = eight_bit.load(weights)
+    if (folder / EYE / WEIGHTS).is_file():
+        parts |= {f"vision.{name}": value for name, value in eight_bit.load(folder / EYE / WEIGHTS).items()}
+    adapter = DEADiffAdapter.from_weights(read_config(folder / "deadiff"), parts, str(weights))
     return pipe, adapter.to(dtype).eval()
 
 
@@ -106,7 +112,11 @@ def _write(pipe: StableDiffusionPipeline, adapter: DEADiffAdapter, folder: Path)
     pipe.scheduler.save_config(folder / "scheduler")
     (folder / "deadiff").mkdir(parents=True, exist_ok=True)
     (folder / "deadiff" / "config.json").write_text(json.dumps(adapter.config.to_dict(), indent=2) + "\n")
-    eight_bit.save(adapter.state_dict(), folder / "deadiff" / WEIGHTS, LEVELS["deadiff"])
+    parts = adapter.state_dict()
+    (folder / EYE).mkdir(parents=True, exist_ok=True)
+    eight_bit.save(adapter.vision.state_dict(), folder / EYE / WEIGHTS, LEVELS[EYE])
+    rest = {name: value for name, value in parts.items() if not name.startswith("vision.")}
+    eight_bit.save(rest, folder / "deadiff" / WEIGHTS, LEVELS["deadiff"])
 
 
 def _forget_place(config: Path) -> None:

@@ -104,7 +104,7 @@ def measure(
 
     wanted = art.redrawn(draws)
     pictures = drawn("content", wanted)
-    figures["5 content role"] = content_role(judges, pictures, wanted)
+    figures["5 content role"] = content_role(judges, art, pictures, wanted)
     sheet += sheet_rows(judges, art, wanted, pictures, "content, style in words")
     both = art.both(2 * SHEET_ROWS)
     sheet += sheet_rows(judges, art, both, drawn("style and content", both), "style and content")
@@ -361,13 +361,15 @@ def leaked(judges: Judges, art: HeldOut, parts: Sequence[tuple[Sequence[Draw], n
     }
 
 
-def content_role(judges: Judges, pictures: np.ndarray, wanted: Sequence[Draw]) -> dict[str, Any]:
+def content_role(judges: Judges, art: HeldOut, pictures: np.ndarray, wanted: Sequence[Draw]) -> dict[str, Any]:
     """Figure 5: the judge names the content reference's subject, with nothing but a style said in words."""
     seen, asked = judges.subject(pictures), _numbers(judges, (d.subject for d in wanted))
+    shown = judges.subject(np.stack([np.asarray(art.picture(d.content)) for d in wanted if d.content is not None]))
     groups = [d.subject for d in wanted], [d.prompt for d in wanted]
     return {
         "reference's subject named": _figure(0.60, True, intervals.mean(top(seen, asked).astype(float), *groups)),
         "among first 5": _figure(None, True, intervals.mean(top(seen, asked, 5).astype(float), *groups)),
+        "of the references themselves": _figure(None, True, intervals.mean(top(shown, asked).astype(float), *groups)),
         "judge on real pictures": {"subject": _on_real(judges, "subject", "plain", "renditions")},
     }
 

@@ -9,7 +9,7 @@ B batch, S picture side in pixels, I image tokens, C token width, V values of a 
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,9 +52,8 @@ class ContentTask(Task):
     ) -> None:
         if sketch_tokens(text_encoder.config) != adapter.config.num_tokens:
             raise ConfigError("the content stage needs a text tower that sketches as many tokens as a reference has")
-        self.config, self.draw, self.vae = config, draw, vae
+        self.config, self.draw, self.vae, self.adapter = config, draw, vae, adapter
         self.before = copy.deepcopy(adapter).requires_grad_(False).eval().to(dtype)
-        adapter = self.adapter = placed(adapter)
         extractors: Any = adapter.extractors
         self.modules = {"vision": adapter.vision.requires_grad_(True), "content": extractors["content"]}
         with torch.no_grad():
@@ -80,12 +79,3 @@ class ContentTask(Task):
             said = style(self.before.vision(pixels).last_hidden_state).float()
         moved = F.mse_loss(style(seen).float(), said)
         return wrong + self.config.style_weight * moved, {"content": wrong.detach(), "style": moved.detach()}
-
-
-def placed(adapter: DEADiffAdapter) -> DEADiffAdapter:
-    """The same adapter, whose content tokens can also say what is at their place; they say it once they have learned to."""
-    if "content" in adapter.config.placed:
-        return adapter
-    wider = DEADiffAdapter(replace(adapter.config, placed=(*adapter.config.placed, "content")))
-    wider.load_state_dict({**wider.state_dict(), **adapter.state_dict()})
-    return wider.eval()

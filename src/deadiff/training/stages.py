@@ -312,6 +312,7 @@ def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> A
         projection_dim=2 * width,
         dropout=0.0,
         instructions={"style": [0, 1, 2], "content": [0, 3, 2]},
+        placed=("content",) if sketch_tokens(text_encoder.config) else (),
         preprocess=Preprocess(size=eye.config.image_size, resize="pad"),  # pyright: ignore[reportArgumentType]
     )
 
