@@ -78,6 +78,7 @@ class DEADiffAdapter(nn.Module):
 
     def _places(self) -> Places:
         eye, config = self.vision.config, self.config
+        assert isinstance(eye.image_size, int) and isinstance(eye.patch_size, int)
         return Places(eye.hidden_size, eye.image_size // eye.patch_size, config.num_tokens, config.token_dim)
 
     @classmethod

@@ -29,7 +29,7 @@ WEIGHTS = "weights.safetensors"
 EYE = "image_encoder"
 LEVELS = {  # by part and by how the weights' names begin, in order; fewer pack smaller in a wheel, for what docs/log.md says
     "unet": {"": 63},
-    "vae": {"decoder.": 9},
+    "vae": {"decoder.conv_": 127, "decoder.up_blocks.2": 63, "decoder.up_blocks.1": 23, "decoder.up_blocks.0": 11, "decoder.": 7},
     EYE: {"": 15},
     "deadiff": {"extractors.content.places.": 31, "extractors.content.": 7},
 }

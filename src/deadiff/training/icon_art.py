@@ -152,8 +152,8 @@ class IconArt:
     def to_redraw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, Drawn]:
         """Numbers of pictures, their latents and words, the style told, and their subjects to sketch."""
         chosen = self.choose_targets(rng, count)
-        said = [self.captions(chosen, rng, share) for share in (1.0, 0.0)]
-        return chosen, Drawn(self._cached()[chosen], *said, [""] * count)
+        words, subjects = (self.captions(chosen, rng, share) for share in (1.0, 0.0))
+        return chosen, Drawn(self._cached()[chosen], words, subjects, [""] * count)
 
     def for_decoder(self, redrawn: Redrawn, drawn_share: float, draw: int, count: int) -> dict[str, np.ndarray]:
         """Latents, true or drawn by the base, the pictures that they were meant to be, and other pictures to compare with."""
