@@ -1,7 +1,7 @@
 """Models that travel inside the package: an ordinary model folder whose weights are stored in eight bits.
 
-FOLDER/{unet,vae,text_encoder,deadiff}/{config.json,weights.safetensors}, FOLDER/tokenizer/, FOLDER/scheduler/; the adapter's eye in
-FOLDER/image_encoder/weights.safetensors, its sizes in the adapter's config.
+FOLDER/{unet,vae,text_encoder,deadiff}/{config.json,weights.safetensors}, FOLDER/tokenizer/, FOLDER/scheduler/; the adapter's eye
+in FOLDER/image_encoder/weights.safetensors, its sizes in the adapter's config.
 """
 
 import json
