@@ -155,16 +155,17 @@ class IconArt:
         words, subjects = (self.captions(chosen, rng, share) for share in (1.0, 0.0))
         return chosen, Drawn(self._cached()[chosen], words, subjects, [""] * count)
 
-    def for_decoder(self, redrawn: Redrawn, drawn_share: float, draw: int, count: int) -> dict[str, np.ndarray]:
-        """Latents, true or drawn by the base, the pictures that they were meant to be, and other pictures to compare with."""
+    def for_decoder(
+        self, redrawn: Redrawn, drawn_share: float, draw: int, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Latents, true or drawn by the base; the pictures that they were meant to be; the share of the steps that was drawn."""
         rng = rng_of(self.seed, draw, stream=12)
-        chosen, real = self.choose(rng, count), self.choose(rng, count)
+        chosen = self.choose(rng, count)
         latents, left = self._cached()[chosen], np.zeros(count)
         which, drawn = rng.integers(len(redrawn.picture), size=count), rng.random(count) < drawn_share
         chosen[drawn], left[drawn] = redrawn.picture[which[drawn]], redrawn.left[which[drawn]]
         latents[drawn] = redrawn.latents[which[drawn]]
-        return {"latents": latents, "left": left, "pictures": self.pictures[chosen], "style": self.style[chosen],
-                "real": self.pictures[real], "real_style": self.style[real]}  # fmt: skip
+        return latents, self.pictures[chosen], left
 
     def for_content(self, draw: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Pictures and what their artists drew, plain; half of them mirrored, both alike."""

@@ -243,7 +243,7 @@ def _decoder(recipe: Recipe, art: IconArt, run: Path) -> Task:
     base = BaseTask(BaseConfig(), art.for_base, vae, text_encoder, tokenizer)
     base.modules["unet"] = load_unet(_made(run, "base", "unet")).to(torch.bfloat16)  # pyright: ignore
     drawn = make_redrawn(run / "decoder" / "redrawn", config.pictures, recipe.loop.get("seed", 0), art, base)
-    return DecoderTask(config, vae, len(art.styles), partial(art.for_decoder, drawn, config.drawn_share))
+    return DecoderTask(config, vae, partial(art.for_decoder, drawn, config.drawn_share))
 
 
 def _finish_decoder(task: Any, art: IconArt, folder: Path) -> None:
