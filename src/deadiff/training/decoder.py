@@ -84,8 +84,8 @@ class DecoderTask(Task):
     def preview(self, step: int, folder: Path) -> None:
         """What was meant, as decoded before, and as decoded now."""
         shown = self.batch(SHOWN, 16)
-        vae: Any = self.modules["vae"]
-        made = [decoder.decode(shown.latents.to(decoder.dtype)).sample for decoder in (self.before, vae)]
+        decoders: list[Any] = [self.before, self.modules["vae"]]
+        made = [decoder.decode(shown.latents.to(decoder.dtype)).sample for decoder in decoders]
         rows = [torch.cat(list(x.float()), dim=2) for x in (shown.pictures, *made)]
         sheet = torch.cat(rows, dim=1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(sheet).save(folder / f"preview-{step:08d}.png")
