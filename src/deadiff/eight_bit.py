@@ -14,11 +14,13 @@ from deadiff.errors import CheckpointError
 
 SCALE = ".scale"  # of the tensor of that name, (rows,)
 FINE = 63  # levels from which on the largest weight sets the step
+CUTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of it, tried below
 SMALLEST = 4096  # elements; below that eight bits save nothing
 
 
 def quantize(weights: Mapping[str, Tensor], levels: int | Mapping[str, int] = 127) -> dict[str, Tensor]:
-    """Float tensors -> int8 (rows, ...) and `name.scale` (rows,) fp16, or fp16 where small. Off by half a step at most.
+    """Float tensors -> int8 (rows, ...) and `name.scale` (rows,) fp16, or fp16 where small. Off by half a step at most, but for
+    the weights that `best_scale` cuts.
 
     levels: the largest integer used, of all tensors or by how their names begin (127 for the others); 63 says seven bits, whose
     file is as long but packs an eighth smaller in a wheel.
@@ -33,25 +35,23 @@ def quantize(weights: Mapping[str, Tensor], levels: int | Mapping[str, int] = 12
         else:
             most = next((count for start, count in by_name.items() if name.startswith(start)), 127)
             rows = tensor.float().flatten(1)
-            scale = best_scale(rows, most) if most < FINE else largest(rows) / most
-            scale = scale.clamp(min=1e-6).half()
+            scale = best_scale(rows, most)
             steps = (rows / scale.float()[:, None]).round().clamp(-most, most)
             stored[name] = steps.to(torch.int8).view(tensor.shape).contiguous()
             stored[name + SCALE] = scale
     return stored
 
 
-def largest(rows: Tensor) -> Tensor:
-    return rows.abs().amax(1)
-
-
 def best_scale(rows: Tensor, levels: int) -> Tensor:
-    """(R, N) -> (R,): the step whose rounding loses least, in squares; with few levels it pays to cut the largest weights."""
-    found, least = largest(rows) / levels, torch.full((len(rows),), torch.inf)
-    for cut in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
-        scale = (largest(rows) * cut / levels).clamp(min=1e-6).half().float()
-        steps = (rows / scale[:, None]).round().clamp(-levels, levels)
-        lost = (steps * scale[:, None] - rows).square().sum(1)
+    """(R, N) -> (R,) fp16: the largest weight / levels; below FINE levels the step whose rounding loses least, in squares, since
+    there it pays to cut the largest weights.
+    """
+    largest = rows.abs().amax(1)
+    found, least = (largest / levels).clamp(min=1e-6).half(), torch.full((len(rows),), torch.inf)
+    for cut in CUTS if levels < FINE else ():
+        scale = (largest * cut / levels).clamp(min=1e-6).half()
+        step = scale.float()[:, None]
+        lost = ((rows / step).round().clamp(-levels, levels) * step - rows).square().sum(1)
         found, least = torch.where(lost < least, scale, found), torch.minimum(lost, least)
     return found
 

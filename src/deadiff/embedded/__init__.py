@@ -112,10 +112,9 @@ def _write(pipe: StableDiffusionPipeline, adapter: DEADiffAdapter, folder: Path)
     pipe.scheduler.save_config(folder / "scheduler")
     (folder / "deadiff").mkdir(parents=True, exist_ok=True)
     (folder / "deadiff" / "config.json").write_text(json.dumps(adapter.config.to_dict(), indent=2) + "\n")
-    parts = adapter.state_dict()
     (folder / EYE).mkdir(parents=True, exist_ok=True)
     eight_bit.save(adapter.vision.state_dict(), folder / EYE / WEIGHTS, LEVELS[EYE])
-    rest = {name: value for name, value in parts.items() if not name.startswith("vision.")}
+    rest = {name: value for name, value in adapter.state_dict().items() if not name.startswith("vision.")}
     eight_bit.save(rest, folder / "deadiff" / WEIGHTS, LEVELS["deadiff"])
 
 

@@ -35,6 +35,13 @@ class Said(NamedTuple):
     content: Tensor  # (B, T) ids of a phrase for the subject
 
 
+@torch.no_grad()
+def empty_sketch(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
+    """(1, I, V): what a tower sketches of the empty prompt."""
+    said = text_encoder(tokenize(tokenizer, [""])).last_hidden_state
+    return said[:, -sketch_tokens(text_encoder.config) :, : text_encoder.config.sketch_values]
+
+
 class AlignmentTask(Task):
     """`draw(draw, count)` -> (uint8 pictures (B, S, S, 3), style phrases, subject phrases)."""
 
@@ -52,9 +59,7 @@ class AlignmentTask(Task):
         self.modules = {"adapter": adapter.train()}
         self.empty_sketch: Tensor | None = None  # (1, I, V) of the empty prompt
         if sketch_tokens(text_encoder.config) == adapter.config.num_tokens:
-            with torch.no_grad():
-                said = text_encoder(tokenize(tokenizer, [""])).last_hidden_state
-            self.empty_sketch = said[:, -adapter.config.num_tokens :, : text_encoder.config.sketch_values]
+            self.empty_sketch = empty_sketch(text_encoder, tokenizer)
 
     def added_sketch(self, said: Tensor) -> Tensor:
         """(B, T, C) states of labels -> (B, I, C): their sketches less the empty prompt's."""

@@ -3,7 +3,7 @@
 The latents are ready before the first step: the base can learn from them while the decoder still improves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +87,13 @@ class AutoencoderTask(Task):
         batch = self.batch(step, 16)
         posterior = self.autoencoder.encode(batch.to(self.autoencoder.dtype)).latent_dist  # pyright: ignore
         drawn = self.autoencoder.decode(posterior.mode()).sample  # pyright: ignore
-        rows = [torch.cat(list(x), dim=2) for x in (batch, drawn.float())]
-        sheet = torch.cat(rows, dim=1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(sheet).save(folder / f"preview-{step:08d}.png")
+        save_rows([batch, drawn], folder / f"preview-{step:08d}.png")
+
+
+def save_rows(rows: Sequence[torch.Tensor], path: Path) -> None:
+    """Pictures (B, 3, S, S) in [-1, 1], a row of each B, as one PNG."""
+    sheet = torch.cat([torch.cat(list(row.float()), dim=2) for row in rows], dim=1)
+    Image.fromarray(sheet.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()).save(path)
 
 
 def edge_difference(drawn: torch.Tensor, target: torch.Tensor, scales: int = 3) -> torch.Tensor:

@@ -22,8 +22,8 @@ from deadiff.adapter import DEADiffAdapter
 from deadiff.autoencoder import PatchAutoencoder
 from deadiff.errors import ConfigError
 from deadiff.sketch import patches_of, sketch_tokens
+from deadiff.training.alignment import empty_sketch
 from deadiff.training.loop import Task
-from deadiff.training.reader import tokenize
 from deadiff.training.samples import to_pixels
 
 
@@ -56,9 +56,7 @@ class ContentTask(Task):
         self.before = copy.deepcopy(adapter).requires_grad_(False).eval().to(dtype)
         extractors: Any = adapter.extractors
         self.modules = {"vision": adapter.vision.requires_grad_(True), "content": extractors["content"]}
-        with torch.no_grad():
-            said = text_encoder(tokenize(tokenizer, [""])).last_hidden_state
-        self.empty = said[:, -adapter.config.num_tokens :, : text_encoder.config.sketch_values]  # (1, I, V)
+        self.empty = empty_sketch(text_encoder, tokenizer)
 
     def batch(self, draw: int, batch_size: int) -> Kept:
         pictures, plain = (to_pixels(x) for x in self.draw(draw, batch_size))

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from deadiff.autoencoder import PatchAutoencoder
-from deadiff.training.autoencoder import edge_difference
+from deadiff.training.autoencoder import edge_difference, save_rows
 from deadiff.training.loop import Task
 from deadiff.training.samples import to_pixels
 
@@ -86,6 +85,4 @@ class DecoderTask(Task):
         shown = self.batch(SHOWN, 16)
         decoders: list[Any] = [self.before, self.modules["vae"]]
         made = [decoder.decode(shown.latents.to(decoder.dtype)).sample for decoder in decoders]
-        rows = [torch.cat(list(x.float()), dim=2) for x in (shown.pictures, *made)]
-        sheet = torch.cat(rows, dim=1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(sheet).save(folder / f"preview-{step:08d}.png")
+        save_rows([shown.pictures, *made], folder / f"preview-{step:08d}.png")

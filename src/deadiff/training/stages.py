@@ -246,10 +246,6 @@ def _decoder(recipe: Recipe, art: IconArt, run: Path) -> Task:
     return DecoderTask(config, vae, partial(art.for_decoder, drawn, config.drawn_share))
 
 
-def _finish_decoder(task: Any, art: IconArt, folder: Path) -> None:
-    task.modules["vae"].float().save_pretrained(folder / "vae")
-
-
 def _alignment(recipe: Recipe, art: IconArt, run: Path) -> Task:
     text_encoder, tokenizer = _read(run)
     unet = load_unet(_made(run, "base", "unet"))
@@ -275,7 +271,7 @@ def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
     adapter = switched(DEADiffAdapter.from_pretrained(_made(run, "alignment", "adapter")), training.adapter)
     vae = _vae(run)
     scaling = vae.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
-    unet.to(torch.bfloat16 if recipe.loop.get("precision", "bf16") == "bf16" else torch.float32)  # pyright: ignore
+    unet.to(_dtype(recipe))  # pyright: ignore
     schedule = DDPMScheduler(**SCHEDULE)  # pyright: ignore[reportArgumentType]
     draw = partial(art.for_adapter, paired=training.paired)
     return AdapterTask(training, adapter, unet, text_encoder, tokenizer, schedule, scaling, draw)
@@ -283,9 +279,13 @@ def _adapter(recipe: Recipe, art: IconArt, run: Path) -> Task:
 
 def _content(recipe: Recipe, art: IconArt, run: Path) -> Task:
     adapter = DEADiffAdapter.from_pretrained(_made(run, "adapter", "adapter", "alignment"))
-    dtype = torch.bfloat16 if recipe.loop.get("precision", "bf16") == "bf16" else torch.float32
     config = build(ContentConfig, recipe.model, "[model]")
-    return ContentTask(config, adapter, *_read(run), _vae(run), art.for_content, dtype)
+    return ContentTask(config, adapter, *_read(run), _vae(run), art.for_content, _dtype(recipe))
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    """What frozen networks run in: as the trained ones do."""
+    return torch.bfloat16 if recipe.loop.get("precision", "bf16") == "bf16" else torch.float32
 
 
 def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> AdapterConfig:
@@ -339,7 +339,7 @@ STAGES: dict[str, tuple[Callable[[Recipe, IconArt, Path], Task], Callable[[Any, 
     "sketch": (_sketch, _finish_sketch),
     "eye": (_eye, _finish_eye),
     "base": (_base, _finish_base),
-    "decoder": (_decoder, _finish_decoder),
+    "decoder": (_decoder, _finish_autoencoder),
     "alignment": (_alignment, _finish_alignment),
     "adapter": (_adapter, _finish_adapter),
     "content": (_content, _finish_content),
@@ -400,9 +400,7 @@ def provenance_of(run: Path) -> dict[str, str]:
     seen: dict[str, int] = json.loads((run / SEEN).read_text()) if (run / SEEN).is_file() else {}
     for stage in STAGES:
         folder = run / stage
-        if stage in seen and not (folder / "curve.jsonl").is_file():  # as the model brought it
-            continue
-        if stage in REFINEMENTS and not (folder / "curve.jsonl").is_file():
+        if (stage in seen or stage in REFINEMENTS) and not (folder / "curve.jsonl").is_file():  # as the model brought it
             continue
         lines = _made(run, stage, "curve.jsonl").read_text().splitlines()
         batch = json.loads(_made(run, stage, "loop.json").read_text())["batch_size"]
