@@ -100,6 +100,11 @@ class ImageKV(nn.Module):
         return F.linear(tokens, self.to_k.weight.to(tokens)), F.linear(tokens, self.to_v.weight.to(tokens))
 
 
+def split_heads(attn: Any, x: Tensor) -> Tensor:
+    """(B, L, N*D) -> (B, N, L, D), for a diffusers Attention of N heads."""
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
 class JointAttnProcessor:
     """A diffusers attention processor: text and this layer's role in one softmax; text alone goes through the original processor.
 
@@ -145,9 +150,9 @@ class JointAttnProcessor:
         mask = self._mask(attn, attention_mask, text_tokens, length, len(text))
 
         image_key, image_value = self.image_kv(image)
-        query = self._split_heads(attn, attn.to_q(hidden_states))  # (B, N, L, D)
-        key, value = self._split_heads(attn, attn.to_k(text)), self._split_heads(attn, attn.to_v(text))  # (B, N, T, D)
-        image_key, image_value = self._split_heads(attn, image_key), self._split_heads(attn, image_value)  # (B, N, I, D)
+        query = split_heads(attn, attn.to_q(hidden_states))  # (B, N, L, D)
+        key, value = split_heads(attn, attn.to_k(text)), split_heads(attn, attn.to_v(text))  # (B, N, T, D)
+        image_key, image_value = split_heads(attn, image_key), split_heads(attn, image_value)  # (B, N, I, D)
         if attn.norm_q is not None:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
@@ -162,10 +167,6 @@ class JointAttnProcessor:
         if attn.residual_connection:
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
-
-    @staticmethod
-    def _split_heads(attn: Any, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, L, N*D) -> (B, N, L, D)
 
     def _mask(self, attn: Any, mask: Tensor | None, text_tokens: int, length: int, batch: int) -> Tensor | None:
         """A mask over all tokens, or over the text alone -> one over this layer's keys, (B, N, 1 or L, T + I)."""

@@ -24,6 +24,27 @@ QFORMER_KEYS = {  # InstructBlipQFormerConfig fields; encoder_hidden_size is the
 
 
 @dataclass(frozen=True, kw_only=True)
+class LookConfig:
+    """What a drawing takes from its style reference's own latents (deadiff.reference_look). The paper: nothing, the defaults."""
+
+    shared: Sequence[str] = ()  # attention blocks of the U-Net whose self-attention also reads the reference
+    tone: float = 0.0  # share of the reference's mean and spread that the finished latents take, channel by channel
+    sketch: float = 1.0  # how much louder the prompt's sketch is told beside a style reference (deadiff.sketch)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", tuple(self.shared))
+        for name, least, most in (("tone", 0, 1), ("sketch", 0, 10)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+                raise ConfigError(f"look {name} is {value!r}: expected a number from {least} to {most}")
+
+    @property
+    def used(self) -> bool:
+        """Whether the reference's latents are needed at all."""
+        return bool(self.shared) or self.tone > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """All that is needed to build the adapter without its weights. Defaults are the released model's."""
 
@@ -39,6 +60,7 @@ class AdapterConfig:
     projection_dim: int = 3072  # hidden width of the projection
     dropout: float = 0.1  # of the projection, in training
     placed: Sequence[str] = ()  # roles whose tokens also say what the eye sees at their place (deadiff.canvas); released: none
+    look: LookConfig = field(default_factory=LookConfig)  # what is taken from the style reference's latents; released: nothing
     instructions: dict[str, list[int]] = field(  # role -> token ids of "[CLS] word [SEP]"; empty lists: no instruction
         default_factory=lambda: {"style": [101, 2806, 102], "content": [101, 4180, 102]}
     )
@@ -49,6 +71,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if isinstance(self.preprocess, Mapping):
             object.__setattr__(self, "preprocess", _build(Preprocess, self.preprocess, "preprocess"))
+        if isinstance(self.look, Mapping):
+            object.__setattr__(self, "look", _build(LookConfig, self.look, "look"))
         if self.attention not in ATTENTION:
             raise ConfigError(f"attention is {self.attention!r}: expected one of {', '.join(ATTENTION)}")
         for name, given, allowed in (("vision", self.vision, VISION_KEYS), ("qformer", self.qformer, QFORMER_KEYS)):

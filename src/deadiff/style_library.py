@@ -9,7 +9,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors_to_bytes
 
-from deadiff.adapter import DEADiffAdapter, Tokens
+from deadiff.adapter import DEADiffAdapter
 from deadiff.errors import ConfigError, ReferenceError
 from deadiff.jobs import references, sources
 from deadiff.recipe import Source, fingerprint
+from deadiff.reference_look import MOST, Look, SeenTokens
 from deadiff.references import Reference, one_line, read_bytes
 from deadiff.writing import prepare_folder, write_at
 
@@ -45,6 +46,7 @@ class SavedStyle:
     name: str
     tokens: torch.Tensor  # (1, I, C), float32: the weighted mean over the references
     thumbnail: Image.Image  # RGB
+    look: Look | None = field(default=None, compare=False)  # where the model uses the references' latents
     model: str  # the fingerprint of the adapter that read the references
     model_name: str = ""  # as it was given to load(), for people
     resize: str = "squash"  # how the references became square
@@ -54,7 +56,7 @@ class SavedStyle:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", clean_name(self.name))
 
-    def tokens_for(self, stylizer: Any) -> Tokens:
+    def tokens_for(self, stylizer: Any) -> SeenTokens:
         """What to give as style= of a Job or a call. Raises ReferenceError where the style was made for another model."""
         got, expected = self.model, adapter_fingerprint(stylizer.adapter)
         if got != expected:
@@ -66,7 +68,10 @@ class SavedStyle:
         config = stylizer.adapter.config
         if tuple(self.tokens.shape) != (1, config.num_tokens, config.token_dim):
             raise ReferenceError(f"the style '{self.name}' holds tokens of shape {tuple(self.tokens.shape)}: the file is damaged")
-        return Tokens(self.tokens, None)
+        if self.look is not None and tuple(self.look.latents.shape[1:]) != stylizer.look_shape:
+            got = f"latents of shape {tuple(self.look.latents.shape[1:])}, not {stylizer.look_shape}"
+            raise ReferenceError(f"the style '{self.name}' was made for another base: {got}; make it again from its pictures")
+        return SeenTokens.of(self.tokens, None, self.look)
 
     def to_bytes(self) -> bytes:
         """The style's file: two tensors, and everything else as text in its header."""
@@ -85,6 +90,8 @@ class SavedStyle:
             "style": self.tokens.detach().to("cpu", torch.float32).contiguous(),
             "thumbnail": pixels.view(height, width, 3).contiguous(),
         }
+        if self.look is not None:
+            tensors |= {"look": self.look.latents.float().contiguous(), "look_weights": torch.tensor(self.look.weights, dtype=torch.float64)}
         return tensors_to_bytes(tensors, metadata={KEY: json.dumps(header, sort_keys=True)})  # several entries come in no order
 
     @classmethod
@@ -109,6 +116,7 @@ class SavedStyle:
                 name=header["name"],
                 tokens=tokens.clone(),
                 thumbnail=Image.fromarray(pixels.numpy().copy()),
+                look=_look(tensors),
                 model=_hex(header["model"]),
                 model_name=_line(header.get("model_name", ""))[:200],
                 resize=_line(header.get("resize", "squash"))[:20],
@@ -128,10 +136,11 @@ def make_style(stylizer: Any, name: str, style: Any, *, resize: str | None = Non
     if wrong := [item for item in items if not isinstance(item, Reference)]:
         raise ReferenceError(f"a style is made of pictures, not of {type(wrong[0][0]).__name__}: give the references themselves")
     how = stylizer.adapter.config.preprocess.resize if resize is None else resize
-    tokens = stylizer.encode(style=items, resize=how).style
+    seen = stylizer.encode(style=items, resize=how)
     return SavedStyle(
         name=name,
-        tokens=tokens.detach().to("cpu", torch.float32),
+        tokens=seen.style.detach().to("cpu", torch.float32),
+        look=seen.look,
         thumbnail=thumbnail([item.picture for item in items]),
         model=adapter_fingerprint(stylizer.adapter),
         model_name=str(stylizer.origin.model or ""),
@@ -281,6 +290,21 @@ def _header(data: bytes) -> dict[str, Any]:
         return header if isinstance(header, dict) else {}
     except (ValueError, TypeError, KeyError, RecursionError):
         return {}
+
+
+def _look(tensors: dict[str, torch.Tensor]) -> Look | None:
+    """What a style of a model that shows its references keeps of them; ValueError where it is damaged."""
+    if "look" not in tensors:
+        return None
+    latents, weights = tensors["look"], tensors["look_weights"]
+    for what, dtype in ((latents, torch.float32), (weights, torch.float64)):
+        if what.dtype != dtype or not bool(what.isfinite().all()):
+            raise ValueError(f"its look is {what.dtype}, or not all finite")
+    if latents.ndim != 4 or latents.shape[:1] != weights.shape or not 1 <= len(weights) <= MOST:
+        raise ValueError(f"its look has shapes {tuple(latents.shape)} and {tuple(weights.shape)}")
+    if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-6:
+        raise ValueError("the weights of its look are not shares of 1")
+    return Look(latents.clone(), tuple(weights.tolist()))
 
 
 def _hex(text: Any) -> str:

@@ -9,6 +9,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,9 +41,11 @@ from deadiff.photo import LatentBlend, fitting_size, resized
 from deadiff.pipelines import make_pipeline
 from deadiff.previews import Watch, preview_pictures
 from deadiff.recipe import Recipe, fingerprint, versions
+from deadiff.reference_look import Look, SeenTokens, Shown, emphasised, share_attention
 from deadiff.references import Reference, one_line
 from deadiff.routes import Role, cross_attention_layers
 from deadiff.schedulers import make_scheduler
+from deadiff.sketch import sketch_tokens
 
 __all__ = ["Job", "Origin", "Stylizer", "StylizerOutput"]
 log = logging.getLogger(__name__)
@@ -104,6 +107,7 @@ class _Item:
     seed: int
     style: Tensor | None  # (1, I, C)
     content: Tensor | None
+    look: Look | None  # of the style references, where the model uses one
     image: Image.Image | None
     mask: Image.Image | None
     control: Image.Image | None
@@ -113,7 +117,8 @@ class _Item:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Pictures of one kind can be drawn together: the idle role stays idle, and no reference stays the plain model."""
-        return self.style is not None, self.content is not None, self.image is not None, self.mask is not None, self.size
+        given = (value is not None for value in (self.style, self.content, self.image, self.mask))
+        return *given, 0 if self.look is None else len(self.look.weights), self.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,7 @@ class Stylizer:
         ]
         if not all(ours):
             adapter.inject(pipe.unet, getattr(pipe, "controlnet", None))
+        share_attention(pipe.unet, adapter.config.look)
         parts = {name: getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder", "controlnet")}
         self.fingerprint = fingerprint({"adapter": adapter, **{k: v for k, v in parts.items() if v is not None}})
 
@@ -272,18 +278,20 @@ class Stylizer:
             images=[output.images[row]], seeds=[recipe.seed], recipes=[output.recipes[row]], flagged=[output.flagged[row]]
         )
 
-    def encode(self, style: Any = None, content: Any = None, *, resize: str | None = None) -> Tokens:
+    def encode(self, style: Any = None, content: Any = None, *, resize: str | None = None) -> SeenTokens:
         """References -> Tokens, to be given as style= or content= of many calls: the references are then read once."""
         how = self.adapter.config.preprocess.resize if resize is None else resize
-        seen: dict[Any, Tensor] = {}
-        return Tokens(
-            self._mixed(references(style, "style"), Role.STYLE, how, seen),
+        seen: dict[Any, Any] = {}
+        styles = references(style, "style")
+        return SeenTokens.of(
+            self._mixed(styles, Role.STYLE, how, seen),
             self._mixed(references(content, "content"), Role.CONTENT, how, seen),
+            self._look(styles, how, seen),
         )
 
     # ---- references -> tokens ----
 
-    def _mixed(self, items: list[Any], role: Role, resize: str, seen: dict[Any, Tensor]) -> Tensor | None:
+    def _mixed(self, items: list[Any], role: Role, resize: str, seen: dict[Any, Any]) -> Tensor | None:
         """The weighted mean of the references' tokens, (1, I, C). Each is encoded alone, so that none depends on its company."""
         live = [item for item in items if weight_of(item) > 0]
         total = sum(weight_of(item) for item in live)
@@ -294,7 +302,29 @@ class Stylizer:
             mixed = part if mixed is None else mixed + part
         return mixed
 
-    def _tokens(self, item: Any, role: Role, resize: str, seen: dict[Any, Tensor]) -> Tensor:
+    def _look(self, items: list[Any], resize: str, seen: dict[Any, Any]) -> Look | None:
+        """How the style references look, where the model uses that; cached tokens of elsewhere bring no look."""
+        if not self.adapter.config.look.used:
+            return None
+        parts: list[tuple[Look, float]] = []
+        for item in items:
+            if weight_of(item) > 0:
+                look = self._seen(item, resize, seen) if isinstance(item, Reference) else getattr(item[0], "look", None)
+                parts += [] if look is None else [(look, weight_of(item))]
+        return parts[0][0] if len(parts) == 1 else Look.mixed(parts) if parts else None
+
+    def _seen(self, item: Reference, resize: str, seen: dict[Any, Any]) -> Look:
+        key = item.sha256, "look", resize
+        if key not in seen:
+            vae = self.pipe.vae
+            square = replace(self.adapter.config.preprocess, resize=resize, size=self.native_size[0]).fit(item.picture)
+            pixels = self.pipe.image_processor.preprocess(square).to(vae.device, vae.dtype)
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+            seen[key] = Look(latents.float(), (1.0,))
+        return seen[key]
+
+    def _tokens(self, item: Any, role: Role, resize: str, seen: dict[Any, Any]) -> Tensor:
         if not isinstance(item, Reference):
             tokens = getattr(item[0], role.value, None)
             config = self.adapter.config
@@ -317,7 +347,7 @@ class Stylizer:
 
     def _items(self, jobs: list[Job], options: _Options) -> list[_Item]:
         """Every reference is read and encoded, every number checked, before the first step."""
-        encoded: dict[Any, Tensor] = {}
+        encoded: dict[Any, Any] = {}
         opened: dict[tuple[str, str], Any] = {}  # a path named by many jobs is read once
         items: list[_Item] = []
         start = secrets.randbelow(2**32)
@@ -368,6 +398,7 @@ class Stylizer:
             tokens = [
                 self._mixed(refs, role, options.resize, encoded) for refs, role in ((style, Role.STYLE), (content, Role.CONTENT))
             ]
+            look = self._look(style, options.resize, encoded)
             pictures = {
                 "image": None if photo is None else resized(photo.picture, size or photo.picture.size),
                 "mask": None
@@ -383,6 +414,7 @@ class Stylizer:
                     seed=seed,
                     style=tokens[0],
                     content=tokens[1],
+                    look=look,
                     size=size,
                     recipe=replace(recipe, seed=seed),
                     **pictures,
@@ -413,6 +445,12 @@ class Stylizer:
         height, width = (sample, sample) if isinstance(sample, int) else sample
         step = getattr(self.pipe, "vae_scale_factor", 8)
         return width * step, height * step
+
+    @property
+    def look_shape(self) -> tuple[int, int, int]:
+        """(Z, h, w) of a reference's latents, where the model looks at them."""
+        side = self.native_size[0] // getattr(self.pipe, "vae_scale_factor", 8)
+        return self.pipe.vae.config.latent_channels, side, side
 
     def _image_strength(self, photo: Any, mask: Any, options: _Options) -> float | None:
         if photo is None:
@@ -494,7 +532,7 @@ class Stylizer:
         )
         strengths = [torch.tensor([getattr(i.recipe, n) for i in batch]) for n in ("strength", "content_strength")]
         idle = self.adapter.idle(tokens)
-        inside = self._embed(text, negative, tokens, idle, strengths)
+        inside = self._embed(self._emphasised(text, tokens, strengths[0]), negative, tokens, idle, strengths)
         outside = self._embed(text, negative, Tokens(None, tokens.content), Tokens(None, idle.content), strengths)
         live = _live(0.0, options.window)
         embeds, negative_embeds = inside if live else outside
@@ -519,10 +557,14 @@ class Stylizer:
             keywords["control_image" if task else "image"] = [item.control for item in batch]
         if first.size is not None and "width" in accepted:
             keywords |= {"width": first.size[0], "height": first.size[1]}
+        nothing = self._text(pipe, replace(first.job, prompt=""), guided, options.arguments, texts)[0]
+        shown = self._shown(pipe, batch, tokens, strengths[0], nothing)
         blend = LatentBlend(pipe, [_sure(i.image) for i in batch], [_sure(i.mask) for i in batch], seeds) if blended else None
 
         switched = tokens.style is not None and (options.window[0] > 0.0 or options.window[1] < 1.0)
         state = {"live": live}
+        if shown is not None:
+            shown.live = live
         watch = None if options.on_preview is None else Watch(pipe.scheduler)
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -530,11 +572,15 @@ class Stylizer:
             if options.callback is not None:
                 asked = {name: tensors[name] for name in options.callback_inputs}
                 result |= options.callback(pipe, step, timestep, asked) or {}
+            if shown is not None and shown.live and step + 1 == pipe.num_timesteps:
+                result["latents"] = shown.toned(result["latents"])
             if blend is not None:
                 result["latents"] = blend(pipe, step, result["latents"])
             fraction = (step + 1) / pipe.num_timesteps
             if switched and (now := _live(fraction, options.window)) != state["live"]:
                 state["live"] = now
+                if shown is not None:
+                    shown.live = now
                 positive, uncond = inside if now else outside
                 result["prompt_embeds"] = torch.cat([uncond, positive]) if guided else positive
             step_done(fraction)
@@ -548,7 +594,8 @@ class Stylizer:
         keywords |= {"callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": list(inputs)}
         for name in [name for name, value in keywords.items() if name not in accepted and value is not None]:
             raise ConfigError(f"{name} cannot be used with {type(pipe).__name__}: leave it out")
-        output = pipe(**{name: value for name, value in keywords.items() if name in accepted})
+        with nullcontext() if shown is None else shown.while_drawing():
+            output = pipe(**{name: value for name, value in keywords.items() if name in accepted})
         return output.images, getattr(output, "nsfw_content_detected", None)
 
     def _text(self, pipe: Any, job: Job, guided: bool, arguments: dict[str, Any], seen: dict[Any, Any]) -> Any:
@@ -574,6 +621,20 @@ class Stylizer:
             text, negative, pooled, negative_pooled = (*encoded, None, None)[:4]
             seen[key] = (text, negative if guided else None, pooled, negative_pooled if guided else None)
         return seen[key]
+
+    def _emphasised(self, text: Tensor | None, tokens: Tokens, strengths: Tensor) -> Tensor | None:
+        """The prompts' sketches a little louder beside a style reference; a content reference brings a shape of its own."""
+        if text is None or tokens.style is None or tokens.content is not None:
+            return text
+        return emphasised(text, sketch_tokens(self.pipe.text_encoder.config), self.adapter.config.look.sketch, strengths)
+
+    def _shown(self, pipe: Any, batch: list[_Item], tokens: Tokens, strengths: Tensor, nothing: Tensor) -> Shown | None:
+        """The batch's style references, to be seen beside it: told their style, and no words."""
+        looks = [item.look for item in batch if item.look is not None]
+        if not looks:
+            return None
+        embeds = self.adapter.embed(nothing.expand(len(batch), -1, -1), tokens.style)
+        return Shown(looks, strengths, embeds, self.adapter.config.look, pipe.scheduler)
 
     def _embed(
         self, text: Tensor | None, negative: Tensor | None, tokens: Tokens, idle: Tokens, strengths: list[Tensor]

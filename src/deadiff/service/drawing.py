@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from deadiff.adapter import Tokens
 from deadiff.jobs import Job
 from deadiff.recipe import Recipe, Source, png_bytes
@@ -30,7 +28,7 @@ class Drawing:
     def __init__(self, stylizer: Stylizer, references: Store, styles: Styles, pictures: Store, metrics: Metrics) -> None:
         self.stylizer, self.references, self.styles, self.pictures = stylizer, references, styles, pictures
         self.metrics = metrics
-        self._tokens: OrderedDict[tuple[str, str, str], Tensor] = OrderedDict()  # (sha256, role, resize) -> (1, I, C)
+        self._tokens: OrderedDict[tuple[str, str, str], Tokens] = OrderedDict()  # by sha256, role, resize
         self._lock = threading.Lock()
 
     def draw(self, rows: Sequence[JobRow], most: int, progress: Callable[[int, int], None]) -> list[list[Drawn]]:
@@ -91,12 +89,12 @@ class Drawing:
                 self._tokens.move_to_end(key)
         self.metrics.tokens.labels("yes" if known is not None else "no").inc()
         if known is None:
-            known = getattr(self.stylizer.encode(**{role: self.references.get(item["sha256"])}, resize=resize), role)
+            known = self.stylizer.encode(**{role: self.references.get(item["sha256"])}, resize=resize)
             with self._lock:
                 self._tokens[key] = known
                 while len(self._tokens) > MOST_TOKENS:
                     self._tokens.popitem(last=False)
-        return Tokens(**{role: known})
+        return known
 
     def _complete(self, recipe: Recipe, request: dict[str, Any]) -> Recipe:
         """With the references' sha256s, which the Stylizer cannot know of cached tokens: the picture can be made again."""

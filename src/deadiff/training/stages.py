@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 from deadiff.adapter import DEADiffAdapter
 from deadiff.autoencoder import PatchAutoencoder
 from deadiff.canvas import load_unet
-from deadiff.config import AdapterConfig
+from deadiff.config import AdapterConfig, LookConfig
 from deadiff.data.captions import plain_label, style_phrases
 from deadiff.embedded import pipeline_of, save_embedded
 from deadiff.errors import ConfigError, DataError
@@ -313,6 +313,7 @@ def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> A
         dropout=0.0,
         instructions={"style": [0, 1, 2], "content": [0, 3, 2]},
         placed=("content",) if sketch_tokens(text_encoder.config) else (),
+        look=LookConfig(shared=("up_blocks.2.attentions.2",), tone=0.5, sketch=1.4),
         preprocess=Preprocess(size=eye.config.image_size, resize="pad"),  # pyright: ignore[reportArgumentType]
     )
 
