@@ -79,10 +79,10 @@ def layer():
 def test_a_layer_reads_its_own_and_the_references_keys_in_one_softmax(layer) -> None:
     look = Look(noise(2, 4, 8, 8), (0.75, 0.25))
     hidden, references = noise(1, 5, 16), noise(2, 7, 16, seed=1)
-    said = seen(layer, hidden, references, shown([look], strengths=(0.8,)))
+    said = seen(layer, hidden, references, shown([look], strengths=(0.8,), weight=2.0))
 
     keys = torch.cat([hidden[0], *references])  # (5 + 7 + 7, 16)
-    counts = torch.tensor([1.0] * 5 + [0.75 * 0.8] * 7 + [0.25 * 0.8] * 7)  # a reference of weight w counts as w of itself
+    counts = torch.tensor([1.0] * 5 + [0.75 * 0.8 * 2] * 7 + [0.25 * 0.8 * 2] * 7)  # how often each key counts
     projected = layer.to_q(hidden[0]), layer.to_k(keys), layer.to_v(keys)
     query, key, value = (x.unflatten(-1, (layer.heads, -1)).transpose(0, 1) for x in projected)
     mass = (query @ key.transpose(1, 2) * layer.scale).exp() * counts
@@ -158,7 +158,7 @@ def test_the_sketch_alone_is_told_louder_by_strength() -> None:
     assert emphasised(text, 0, 1.5, torch.ones(3)) is text and emphasised(text, 2, 1.0, torch.ones(3)) is text
 
 
-@pytest.mark.parametrize("wrong", [{"tone": 2}, {"tone": True}, {"sketch": -1}, {"sketch": "loud"}, {"colour": 1}])
+@pytest.mark.parametrize("wrong", [{"tone": 2}, {"weight": -1}, {"tone": True}, {"sketch": "loud"}, {"colour": 1}])
 def test_a_wrong_look_is_one_clear_line(wrong) -> None:
     with pytest.raises(ConfigError, match="look") as caught:
         AdapterConfig.from_dict({"look": wrong})
@@ -166,7 +166,7 @@ def test_a_wrong_look_is_one_clear_line(wrong) -> None:
 
 
 def test_a_config_keeps_its_look_and_the_released_one_has_none() -> None:
-    look = LookConfig(shared=["up_blocks.2.attentions.2"], tone=0.5, sketch=1.4)
+    look = LookConfig(shared=["up_blocks.2.attentions.2"], weight=7.4, tone=0.5, tokens=0.7, sketch=1.4)
     assert AdapterConfig.from_dict(AdapterConfig(look=look).to_dict()).look == look
     assert not AdapterConfig().look.used and AdapterConfig().look.sketch == 1
     assert read_config(ICONS / "deadiff").look == look
@@ -179,6 +179,8 @@ def test_each_part_changes_the_drawing_and_no_reference_is_still_the_plain_model
     layer = FINEST["icons"]
     off, shared, toned = make(), make(shared=[layer]), make(tone=0.5)
     drawn = [stylizer("a robot", style=A, seed=7).images[0] for stylizer in (off, shared, toned)]
+    softer, half = make(shared=[layer], weight=0.0, tokens=0.5), {"style": A, "seed": 7, "strength": 0.5}
+    assert apart(softer("a robot", style=A, seed=7).images[0], off("a robot", **half).images[0]) <= 2
     assert all(apart(a, b) > 2 for i, a in enumerate(drawn) for b in drawn[:i])
     plain = off("a robot", seed=7).images[0]
     assert all(same(stylizer("a robot", seed=7).images[0], plain) for stylizer in (shared, toned))

@@ -28,12 +28,14 @@ class LookConfig:
     """What a drawing takes from its style reference's own latents (deadiff.reference_look). The paper: nothing, the defaults."""
 
     shared: Sequence[str] = ()  # attention blocks of the U-Net whose self-attention also reads the reference
+    weight: float = 1.0  # how often each of the reference's keys counts there, beside the drawing's own
     tone: float = 0.0  # share of the reference's mean and spread that the finished latents take, channel by channel
+    tokens: float = 1.0  # strength of the style tokens, where the reference itself says much of what they would
     sketch: float = 1.0  # how much louder the prompt's sketch is told beside a style reference (deadiff.sketch)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shared", tuple(self.shared))
-        for name, least, most in (("tone", 0, 1), ("sketch", 0, 10)):
+        for name, least, most in (("weight", 0, 100), ("tone", 0, 1), ("tokens", 0, 10), ("sketch", 0, 10)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
                 raise ConfigError(f"look {name} is {value!r}: expected a number from {least} to {most}")

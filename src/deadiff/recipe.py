@@ -144,12 +144,14 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def fingerprint(parts: Mapping[str, Any]) -> str:
+def fingerprint(parts: Mapping[str, Any], settings: str = "") -> str:
     """A sha256 over name, shape and 16 values of every parameter of {name: module}: tells models apart in milliseconds.
+
+    settings: what else decides how they draw.
 
     It is no protection against someone who hides a change; the values are read in float32, so fp16 and fp32 copies agree.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(settings.encode())
     for part, module in sorted(parts.items()):
         for name, parameter in module.state_dict(keep_vars=True).items():
             values = parameter.detach().reshape(-1)

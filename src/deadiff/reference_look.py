@@ -80,7 +80,7 @@ class Shown:
         self.count = len(looks[0].weights)  # R
         self.latents = torch.cat([looks[row].latents for row in chosen])  # (looks * R, Z, h, w)
         self.embeds = embeds[chosen].repeat_interleave(self.count, 0)
-        weights = torch.tensor([look.weights for look in looks]) * self.strengths[:, None]
+        weights = torch.tensor([look.weights for look in looks]) * self.strengths[:, None] * config.weight
         self.bias = weights.log().to(self.latents)  # (B, R); -inf where nothing is to be seen
         mean, spread = zip(*(look.tone() for look in looks), strict=True)
         self.mean, self.spread = torch.stack(mean), torch.stack(spread)  # (B, Z, 1, 1)

@@ -69,8 +69,11 @@ class SavedStyle:
         if tuple(self.tokens.shape) != (1, config.num_tokens, config.token_dim):
             raise ReferenceError(f"the style '{self.name}' holds tokens of shape {tuple(self.tokens.shape)}: the file is damaged")
         if self.look is not None and tuple(self.look.latents.shape[1:]) != stylizer.look_shape:
-            got = f"latents of shape {tuple(self.look.latents.shape[1:])}, not {stylizer.look_shape}"
-            raise ReferenceError(f"the style '{self.name}' was made for another base: {got}; make it again from its pictures")
+            got, expected = tuple(self.look.latents.shape[1:]), stylizer.look_shape
+            raise ReferenceError(
+                f"the style '{self.name}' was made for another base: its latents are {got}, not {expected}; "
+                "make it again from its pictures"
+            )
         return SeenTokens.of(self.tokens, None, self.look)
 
     def to_bytes(self) -> bytes:
@@ -91,7 +94,8 @@ class SavedStyle:
             "thumbnail": pixels.view(height, width, 3).contiguous(),
         }
         if self.look is not None:
-            tensors |= {"look": self.look.latents.float().contiguous(), "look_weights": torch.tensor(self.look.weights, dtype=torch.float64)}
+            tensors["look"] = self.look.latents.detach().to("cpu", torch.float32).contiguous()
+            tensors["look_weights"] = torch.tensor(self.look.weights, dtype=torch.float64)
         return tensors_to_bytes(tensors, metadata={KEY: json.dumps(header, sort_keys=True)})  # several entries come in no order
 
     @classmethod

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deadiff.adapter import DEADiffAdapter, Tokens
 from deadiff.attention import JointAttnProcessor
+from deadiff.config import LookConfig
 from deadiff.defaults import Defaults
 from deadiff.errors import ConfigError, ReferenceError
 from deadiff.jobs import (
@@ -158,7 +159,9 @@ class Stylizer:
             adapter.inject(pipe.unet, getattr(pipe, "controlnet", None))
         share_attention(pipe.unet, adapter.config.look)
         parts = {name: getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder", "controlnet")}
-        self.fingerprint = fingerprint({"adapter": adapter, **{k: v for k, v in parts.items() if v is not None}})
+        look = adapter.config.look
+        settings = "" if look == LookConfig() else str(look)  # a model without a look keeps the fingerprint it always had
+        self.fingerprint = fingerprint({"adapter": adapter, **{k: v for k, v in parts.items() if v is not None}}, settings)
 
     def __call__(
         self,
@@ -321,7 +324,7 @@ class Stylizer:
             pixels = self.pipe.image_processor.preprocess(square).to(vae.device, vae.dtype)
             with torch.no_grad():
                 latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-            seen[key] = Look(latents.float(), (1.0,))
+            seen[key] = Look(latents.float().contiguous(), (1.0,))  # one layout: kernels round differently in another
         return seen[key]
 
     def _tokens(self, item: Any, role: Role, resize: str, seen: dict[Any, Any]) -> Tensor:
@@ -532,7 +535,8 @@ class Stylizer:
         )
         strengths = [torch.tensor([getattr(i.recipe, n) for i in batch]) for n in ("strength", "content_strength")]
         idle = self.adapter.idle(tokens)
-        inside = self._embed(self._emphasised(text, tokens, strengths[0]), negative, tokens, idle, strengths)
+        told = [strengths[0] if first.look is None else strengths[0] * self.adapter.config.look.tokens, strengths[1]]
+        inside = self._embed(self._emphasised(text, tokens, strengths[0]), negative, tokens, idle, told)
         outside = self._embed(text, negative, Tokens(None, tokens.content), Tokens(None, idle.content), strengths)
         live = _live(0.0, options.window)
         embeds, negative_embeds = inside if live else outside

@@ -313,7 +313,7 @@ def icons_adapter_config(text_encoder: CLIPTextModel, eye: CLIPVisionModel) -> A
         dropout=0.0,
         instructions={"style": [0, 1, 2], "content": [0, 3, 2]},
         placed=("content",) if sketch_tokens(text_encoder.config) else (),
-        look=LookConfig(shared=("up_blocks.2.attentions.2",), tone=0.5, sketch=1.4),
+        look=LookConfig(shared=("up_blocks.2.attentions.2",), weight=7.4, tone=0.5, tokens=0.7, sketch=1.4),
         preprocess=Preprocess(size=eye.config.image_size, resize="pad"),  # pyright: ignore[reportArgumentType]
     )
 
