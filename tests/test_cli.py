@@ -166,6 +166,9 @@ def test_inspect_says_what_things_are_and_under_which_terms(desk, tmp_path, capf
     run(["stylize", "a robot", "--model", f"{desk}/model", "--steps", "1", "--seed", "7", "--no-sheet", "--out", str(tmp_path)])
     capfd.readouterr()
     assert found(tmp_path / "a-robot_7.png")["recipe"]["prompt"] == "a robot"
+    embedded = found("icons")  # by its name, as everywhere
+    assert embedded["base"] == "icons" and embedded["look"].endswith("(weight 7.4), tone 0.5")
+    assert model["look"] == ""
     assert run(["inspect", str(desk / "model")]) == 0
     assert "licence: Apache-2.0" in capfd.readouterr().out
 

@@ -30,6 +30,10 @@ _KINDS = (
 def what_is(path: str | Path) -> dict[str, Any]:
     """A description as plain data; "what" says it in words. Raises DEADiffError, one line, for what is none of ours."""
     place = Path(path).expanduser()
+    if str(path) == "icons" and not place.exists():  # the embedded model by its name, as everywhere
+        from deadiff.embedded import ICONS
+
+        place = ICONS
     if not place.exists():
         raise ConfigError(f"there is no '{path}': check the path")
     if place.is_dir():
@@ -114,10 +118,17 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "routes": f"{len(config.route_table)} layers: " + ", ".join(f"{count} {role}" for role, count in roles.items()),
         "tokens": f"{config.num_tokens} of each role, {config.token_dim} wide",
         "references": f"{config.preprocess.size} pixels, {config.preprocess.resize}",
+        "look": _look(config.look),
         "adapter": _part(folder),
         "defaults": asdict(Defaults.read(folder, config.base)),
         "provenance": dict(config.provenance),
     }
+
+
+def _look(look: Any) -> str:
+    """A LookConfig in words: what a drawing takes from the reference's own latents; empty where it takes nothing."""
+    shared = f"self-attention of {', '.join(look.shared)} (weight {look.weight:g})" if look.shared else ""
+    return ", ".join([*filter(None, [shared]), *([f"tone {look.tone:g}"] if look.tone else [])])
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A drawn PNG, a model or adapter folder, a .ckpt or a .safetensors file.")],
+    path: Annotated[Path, typer.Argument(help="A drawn PNG, a model or adapter folder, icons, a .ckpt or .safetensors file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a checkpoint, adapter, model folder or drawn picture is: whose weights, which terms, how large, which routes.
