@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 import deadiff
@@ -44,17 +45,9 @@ def apart(a: Image.Image, b: Image.Image) -> int:
     return int(np.abs(pixels(a) - pixels(b)).max())
 
 
-class Noiseless:
-    """A scheduler whose latents at any timestep are the clean ones."""
-
-    def add_noise(self, latents, noise, timesteps):
-        assert not noise.any() and len(timesteps) == len(latents)
-        return latents
-
-
 def shown(looks: list[Look], strengths=(1.0, 1.0), **config) -> Shown:
     embeds = torch.zeros(len(looks), 3, 8)
-    return Shown(looks, torch.tensor(strengths[: len(looks)]), embeds, LookConfig(**config), Noiseless())
+    return Shown(looks, torch.tensor(strengths[: len(looks)]), embeds, LookConfig(**config), DDIMScheduler())
 
 
 # ---- the attention ----
@@ -123,6 +116,17 @@ def test_a_layer_that_is_not_there_is_refused_and_none_is_wrapped_twice() -> Non
         share_attention(unet, LookConfig(shared=[FINEST["icons"]]))
     ours = [p for p in unet.attn_processors.values() if isinstance(p, SharedAttnProcessor)]
     assert len(ours) == 1 and not isinstance(ours[0].original, SharedAttnProcessor) and len(unet._forward_pre_hooks) == 1
+
+
+def test_references_are_seen_as_faint_as_the_drawing_is_at_that_step() -> None:
+    of = shown([Look(noise(1, 4, 8, 8), (1.0,))])
+    alphas = DDIMScheduler().alphas_cumprod
+    for timestep in (torch.tensor(0), 500, torch.tensor([998.6])):
+        passes = []
+        of.see(lambda sample, t, passes=passes, **_: passes.append((sample, t)), timestep)  # pyright: ignore[reportArgumentType]
+        expected = alphas[round(float(torch.as_tensor(timestep)))] ** 0.5 * of.latents
+        torch.testing.assert_close(passes[0][0], expected)
+        assert passes[0][1] is timestep and not of.seeing
 
 
 def test_of_many_references_the_heaviest_are_looked_at() -> None:

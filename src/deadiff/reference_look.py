@@ -11,7 +11,7 @@ T text tokens, U = T and image tokens, C token width.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -78,18 +78,18 @@ class Shown:
         chosen = sorted(first.values())
         self.rows = torch.tensor([chosen.index(first[id(look)]) for look in looks])  # (B,), into the looks that are seen
         self.count = len(looks[0].weights)  # R
-        self.latents = torch.cat([looks[row].latents for row in chosen])  # (looks * R, Z, h, w)
+        self.latents = torch.cat([looks[row].latents.to(embeds.device) for row in chosen])  # (looks * R, Z, h, w)
         self.embeds = embeds[chosen].repeat_interleave(self.count, 0)
         weights = torch.tensor([look.weights for look in looks]) * self.strengths[:, None] * config.weight
         self.bias = weights.log().to(self.latents)  # (B, R); -inf where nothing is to be seen
         mean, spread = zip(*(look.tone() for look in looks), strict=True)
-        self.mean, self.spread = torch.stack(mean), torch.stack(spread)  # (B, Z, 1, 1)
+        self.mean, self.spread = (torch.stack([x.to(embeds.device) for x in tone]) for tone in (mean, spread))  # (B, Z, 1, 1)
         self.live = True
         self.seeing = False
         self.kept: dict[Any, tuple[Tensor, Tensor]] = {}  # layer -> keys, values of the present step, (B, N, R L, D)
 
     @contextmanager
-    def while_drawing(self) -> Any:
+    def while_drawing(self) -> Iterator["Shown"]:
         token = _NOW.set(self)
         try:
             yield self
@@ -97,13 +97,17 @@ class Shown:
             _NOW.reset(token)
 
     def see(self, unet: nn.Module, timestep: Any) -> None:
-        """The references through the U-Net at this timestep, without noise: its shared layers keep their keys and values."""
+        """The references through the U-Net at this timestep: its shared layers keep their keys and values.
+
+        They come as faint as at that step, sqrt(alpha_t), but without its noise; every solver feeds the U-Net on this scale.
+        """
         self.seeing = True
         try:
-            t = torch.as_tensor(timestep).reshape(-1)[:1]
-            sample = self.scheduler.add_noise(self.latents, torch.zeros_like(self.latents), t.expand(len(self.latents)))
+            faint = self.scheduler.alphas_cumprod[round(float(torch.as_tensor(timestep).reshape(-1)[0]))] ** 0.5
             with torch.no_grad():
-                unet(sample.to(self.embeds), timestep, encoder_hidden_states=self.embeds, return_dict=False)
+                unet(
+                    (self.latents * float(faint)).to(self.embeds), timestep, encoder_hidden_states=self.embeds, return_dict=False
+                )
         finally:
             self.seeing = False
 
