@@ -12,6 +12,7 @@ import torch
 
 import test_evaluation as fakes
 import tiny
+from deadiff.config import LookConfig
 from deadiff.data.build import BuildConfig, build
 from deadiff.embedded import save_embedded
 from deadiff.errors import ConfigError, DataError
@@ -277,6 +278,7 @@ def test_tokens_read_as_words_never_learn_keys_of_their_own(done: list[Evaluatio
     """T2I-Adapter's way: after training its image K/V still are the text's; everyone else's have moved."""
     for name, moved in (("t2i-adapter", False), ("ip-adapter", True), ("deadiff", True)):
         stylizer = open_model(str(bench.out / name))
+        assert stylizer.adapter.config.look == LookConfig(), "what is compared is what the tokens bring"
         stylizer.adapter.eject()
         from deadiff.routes import match_routes
 

@@ -59,6 +59,7 @@ class Bench:
             if recipe.stage != "adapter" or recipe.start not in STARTS:
                 got = f"stage {recipe.stage!r}, start {recipe.start!r}"
                 raise ConfigError(f"rival {name!r} has {got}: expected an adapter that starts from roles or captions")
+            recipe.model["adapter"] = {"look": {}, **recipe.model.get("adapter", {})}  # what each learns is compared
         return {name: recipe for name, recipe in found.items() if not self.only or name in self.only}
 
 

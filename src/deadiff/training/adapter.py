@@ -32,7 +32,7 @@ class AdapterTrainingConfig:
     timestep_shift: float = 1.0  # above 1 more of the samples are noisy, where references decide; 1: uniform, the paper's
     paired: bool = True  # False: the reference is the target itself, and its caption the prompt (reconstructive training)
     train_image_kv: bool = True  # False: image tokens go through the text's keys and values, as words do (T2I-Adapter's way)
-    adapter: dict[str, Any] = field(default_factory=dict)  # SWITCHES of the AdapterConfig: routes, attention, instructions
+    adapter: dict[str, Any] = field(default_factory=dict)  # SWITCHES of the AdapterConfig: routes, attention, ...
 
     def __post_init__(self) -> None:
         names = [objective.value for objective in Objective]
@@ -46,7 +46,7 @@ class AdapterTrainingConfig:
             raise ConfigError(f"[model.adapter] has {unknown[0]!r}: expected some of {', '.join(sorted(SWITCHES))}")
 
 
-SWITCHES = {"routes", "attention", "instructions"}  # what the same weights can be run with: none of them changes a shape
+SWITCHES = {"routes", "attention", "instructions", "look"}  # what the same weights can be run with: none of them changes a shape
 
 
 def switched(adapter: DEADiffAdapter, changes: dict[str, Any]) -> DEADiffAdapter:

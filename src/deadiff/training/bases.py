@@ -174,7 +174,7 @@ def _whole_eye(adapter: DEADiffAdapter) -> CLIPVisionModel:
 def adapter_config(base: Base, choice: BaseChoice, eye: CLIPVisionModel, changes: dict[str, Any]) -> AdapterConfig:
     """The released adapter's make (for icons: the small one's) at this base's widths, with the recipe's changes."""
     if choice.layout == "icons":
-        given = {**icons_adapter_config(base.readers[0][1], eye).to_dict(), "look": {}}  # rivals are compared by what they learn
+        given = icons_adapter_config(base.readers[0][1], eye).to_dict()
     else:
         given = {
             "base": choice.layout,
