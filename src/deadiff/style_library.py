@@ -77,7 +77,7 @@ class SavedStyle:
         return SeenTokens.of(self.tokens, None, self.look)
 
     def to_bytes(self) -> bytes:
-        """The style's file: two tensors, and everything else as text in its header."""
+        """The style's file: tokens, thumbnail and look as tensors, and everything else as text in its header."""
         pixels = torch.frombuffer(bytearray(self.thumbnail.convert("RGB").tobytes()), dtype=torch.uint8)
         header = {
             "format": FORMAT,

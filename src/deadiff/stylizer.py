@@ -535,9 +535,8 @@ class Stylizer:
         )
         strengths = [torch.tensor([getattr(i.recipe, n) for i in batch]) for n in ("strength", "content_strength")]
         idle = self.adapter.idle(tokens)
-        told = [strengths[0] if first.look is None else strengths[0] * self.adapter.config.look.tokens, strengths[1]]
-        inside = self._embed(self._emphasised(text, tokens, strengths[0]), negative, tokens, idle, told)
-        outside = self._embed(text, negative, Tokens(None, tokens.content), Tokens(None, idle.content), strengths)
+        inside = self._embed(*self._beside_look(first, text, strengths), negative, tokens, idle)
+        outside = self._embed(text, strengths, negative, Tokens(None, tokens.content), Tokens(None, idle.content))
         live = _live(0.0, options.window)
         embeds, negative_embeds = inside if live else outside
 
@@ -626,11 +625,17 @@ class Stylizer:
             seen[key] = (text, negative if guided else None, pooled, negative_pooled if guided else None)
         return seen[key]
 
-    def _emphasised(self, text: Tensor | None, tokens: Tokens, strengths: Tensor) -> Tensor | None:
-        """The prompts' sketches a little louder beside a style reference; a content reference brings a shape of its own."""
-        if text is None or tokens.style is None or tokens.content is not None:
-            return text
-        return emphasised(text, sketch_tokens(self.pipe.text_encoder.config), self.adapter.config.look.sketch, strengths)
+    def _beside_look(self, item: _Item, text: Tensor | None, strengths: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
+        """Texts and strengths of a batch as they are told where its style references are looked at (LookConfig).
+
+        The prompts' sketches are told louder, unless a content reference brings a shape of its own.
+        """
+        look, (style, content) = self.adapter.config.look, strengths
+        if item.look is None or text is None:
+            return text, strengths
+        if item.content is None:
+            text = emphasised(text, sketch_tokens(self.pipe.text_encoder.config), look.sketch, style)
+        return text, [style * look.tokens, content]
 
     def _shown(self, pipe: Any, batch: list[_Item], tokens: Tokens, strengths: Tensor, nothing: Tensor) -> Shown | None:
         """The batch's style references, to be seen beside it: told their style, and no words."""
@@ -641,7 +646,7 @@ class Stylizer:
         return Shown(looks, strengths, embeds, self.adapter.config.look, pipe.scheduler)
 
     def _embed(
-        self, text: Tensor | None, negative: Tensor | None, tokens: Tokens, idle: Tokens, strengths: list[Tensor]
+        self, text: Tensor | None, strengths: list[Tensor], negative: Tensor | None, tokens: Tokens, idle: Tokens
     ) -> tuple[Tensor, Tensor]:
         """(prompt_embeds, negative_prompt_embeds), both (B, U, C), or (B, T, C) where there are no tokens."""
         assert text is not None
