@@ -31,6 +31,12 @@ def resized(picture: Image.Image, size: tuple[int, int], resample: Image.Resampl
     return picture if picture.size == size else picture.resize(size, resample)
 
 
+@torch.no_grad()
+def encoded(vae: Any, pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, Z, h, w), scaled for the U-Net; each alone, so that none depends on its company."""
+    return torch.cat([vae.encode(x[None]).latent_dist.mode() for x in pixels]) * vae.config.scaling_factor
+
+
 class LatentBlend:
     """Inpainting where diffusers' pipeline cannot: it knows latents of 4 channels only, or U-Nets that take the mask themselves.
 
@@ -40,8 +46,7 @@ class LatentBlend:
     def __init__(self, pipe: Any, images: Sequence[Image.Image], masks: Sequence[Image.Image], seeds: Sequence[int]) -> None:
         device, dtype = pipe._execution_device, pipe.unet.dtype
         pixels = pipe.image_processor.preprocess(list(images)).to(device, dtype)
-        with torch.no_grad():
-            self.photo = torch.cat([pipe.vae.encode(x[None]).latent_dist.mode() for x in pixels]) * pipe.vae.config.scaling_factor
+        self.photo = encoded(pipe.vae, pixels)
         drawn = [torch.randn(x.shape, generator=torch.Generator().manual_seed(s)) for x, s in zip(self.photo, seeds, strict=True)]
         self.noise = torch.stack(drawn).to(device, dtype)  # (B, Z, h, w)
         white = torch.stack([torch.frombuffer(bytearray(m.tobytes()), dtype=torch.uint8).view(m.height, m.width) for m in masks])

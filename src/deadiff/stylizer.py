@@ -38,7 +38,7 @@ from deadiff.jobs import (
     weight_of,
     whole,
 )
-from deadiff.photo import LatentBlend, fitting_size, resized
+from deadiff.photo import LatentBlend, encoded, fitting_size, resized
 from deadiff.pipelines import make_pipeline
 from deadiff.previews import Watch, preview_pictures
 from deadiff.recipe import Recipe, fingerprint, versions
@@ -322,9 +322,7 @@ class Stylizer:
             vae = self.pipe.vae
             square = replace(self.adapter.config.preprocess, resize=resize, size=self.native_size[0]).fit(item.picture)
             pixels = self.pipe.image_processor.preprocess(square).to(vae.device, vae.dtype)
-            with torch.no_grad():
-                latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-            seen[key] = Look(latents.float().contiguous(), (1.0,))  # one layout: kernels round differently in another
+            seen[key] = Look(encoded(vae, pixels).float().contiguous(), (1.0,))  # one layout: others round otherwise
         return seen[key]
 
     def _tokens(self, item: Any, role: Role, resize: str, seen: dict[Any, Any]) -> Tensor:
@@ -560,8 +558,10 @@ class Stylizer:
             keywords["control_image" if task else "image"] = [item.control for item in batch]
         if first.size is not None and "width" in accepted:
             keywords |= {"width": first.size[0], "height": first.size[1]}
-        nothing = self._text(pipe, replace(first.job, prompt=""), guided, options.arguments, texts)[0]
-        shown = self._shown(pipe, batch, tokens, strengths[0], nothing)
+        shown = None
+        if first.look is not None:  # only then is the empty prompt read
+            nothing = self._text(pipe, replace(first.job, prompt=""), guided, options.arguments, texts)[0]
+            shown = self._shown(pipe, batch, tokens, strengths[0], nothing)
         blend = LatentBlend(pipe, [_sure(i.image) for i in batch], [_sure(i.mask) for i in batch], seeds) if blended else None
 
         switched = tokens.style is not None and (options.window[0] > 0.0 or options.window[1] < 1.0)
@@ -637,11 +637,9 @@ class Stylizer:
             text = emphasised(text, sketch_tokens(self.pipe.text_encoder.config), look.sketch, style)
         return text, [style * look.tokens, content]
 
-    def _shown(self, pipe: Any, batch: list[_Item], tokens: Tokens, strengths: Tensor, nothing: Tensor) -> Shown | None:
+    def _shown(self, pipe: Any, batch: list[_Item], tokens: Tokens, strengths: Tensor, nothing: Tensor) -> Shown:
         """The batch's style references, to be seen beside it: told their style, and no words."""
         looks = [item.look for item in batch if item.look is not None]
-        if not looks:
-            return None
         embeds = self.adapter.embed(nothing.expand(len(batch), -1, -1), tokens.style)
         return Shown(looks, strengths, embeds, self.adapter.config.look, pipe.scheduler)
 

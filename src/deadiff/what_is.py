@@ -127,8 +127,9 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 def _look(look: Any) -> str:
     """A LookConfig in words: what a drawing takes from the reference's own latents; empty where it takes nothing."""
-    shared = f"self-attention of {', '.join(look.shared)} (weight {look.weight:g})" if look.shared else ""
-    return ", ".join([*filter(None, [shared]), *([f"tone {look.tone:g}"] if look.tone else [])])
+    said = [f"self-attention of {', '.join(look.shared)} (weight {look.weight:g})"] if look.shared else []
+    said += [f"tone {look.tone:g}"] if look.tone else []
+    return ", ".join(said)
 
 
 def _weights(folder: Path) -> list[Path]:
