@@ -81,9 +81,15 @@ class Tab:
         self.page.wait_for_function(f"document.querySelectorAll('#{role}-references img').length >= {before + len(paths)}")
 
     def enter(self, part: str, value: str) -> None:
+        """Type into a field and see that it is there: one that the page is still putting up takes its first value again."""
         field = self.page.locator(f"#{part} input[type=number], #{part} input[type=text], #{part} textarea").first
-        field.fill(value)
-        field.blur()
+        for _ in range(20):
+            field.fill(value)
+            field.blur()
+            self.page.wait_for_timeout(150)
+            if field.input_value() == value:
+                return
+        raise AssertionError(f"#{part} shows {field.input_value()!r}, not the {value!r} that was typed")
 
     def open(self, part: str) -> None:
         self.page.get_by_role("tab", name=part).click()
@@ -219,6 +225,7 @@ def test_a_style_is_saved_used_renamed_shared_deleted_and_brought_back(tab, refe
     tab.page.wait_for_selector("#style-share:not([disabled])")
     with tab.page.expect_download() as download:
         tab.page.click("#style-share")
+    assert "ocean" in download.value.suggested_filename  # the new name's file, not the one that lay ready before
     shared = tmp_path / download.value.suggested_filename
     download.value.save_as(shared)
     tab.page.click("#style-delete")

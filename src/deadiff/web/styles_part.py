@@ -47,8 +47,8 @@ class StylesPart:
 
     @property
     def lists(self) -> list[Any]:
-        """What shows the library's names."""
-        return [self.gallery, self.choice, self.saved]
+        """What shows the library's names, and the chosen one's file."""
+        return [self.gallery, self.choice, self.saved, self.share]
 
     def now(self, chosen: str | None = None) -> dict[Any, Any]:
         styles = self.studio.folder.styles.styles()
@@ -57,6 +57,7 @@ class StylesPart:
             self.gallery: [(style.thumbnail, style.name) for style in styles],
             self.choice: gr.update(choices=names, value=chosen),
             self.saved: gr.update(choices=names, visible=bool(names)),
+            self.share: self._offer(chosen),  # at once: a name that stays the same brings no change event, its file may be new
         }
 
     def wire(self, private: dict[str, Any]) -> None:
