@@ -4,7 +4,7 @@ VENV := .venv
 DEADIFF := $(VENV)/bin/deadiff
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check icons paper results clean
+.PHONY: demo test check icons paper results app-pictures clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,10 @@ results:
 	rm -rf docs/results && mkdir -p docs/results/speed
 	cd $(PAPER_RUN)/evaluation && cp -r report.md plots sheets $(CURDIR)/docs/results/
 	cd $(PAPER_RUN)/speed && cp -r speed.md plots $(CURDIR)/docs/results/speed/
+
+# docs/app-*.png, taken of the real page; needs a Chromium.
+app-pictures: $(STAMP)
+	$(VENV)/bin/python docs/app_pictures.py
 
 clean:
 	rm -rf $(VENV) out

@@ -68,7 +68,7 @@ def told_recipe(name: str, recipe: Recipe) -> str:
 
 EMPTY = """<div class="lesson"><h2>Nothing drawn yet</h2>
 <ol><li><b>Give a style.</b> Drop a picture whose look you like, or press an example.</li>
-<li><b>Say what.</b> A few plain words: <i>a cat</i>, <i>a heart</i>, <i>a car</i>.</li>
+<li><b>Say what.</b> A few plain words: <i>a cat</i>, <i>a heart</i>, <i>a robot</i>.</li>
 <li><b>Draw.</b> You see it come step by step; what is finished stays here.</li></ol>
 <p>The reference gives colours, lines and texture. What is drawn comes from your words. To keep a subject too, add a content
 reference.</p></div>"""

@@ -27,7 +27,7 @@ class Example:
 EXAMPLES = (
     Example(file="neon-camera.png", prompt="a cat"),
     Example(file="ink-pizza.png", prompt="a heart"),
-    Example(file="vaporwave-dolphin.png", prompt="a car"),
+    Example(file="vaporwave-dolphin.png", prompt="a robot"),
     Example(file="render-koala.png", prompt="a grinning face"),
     Example(file="watercolour-robot.png", prompt="a dog"),
     Example(file="paper-cut-rose.png", prompt="a fish"),
