@@ -51,7 +51,7 @@ results:
 
 # docs/app-*.png, taken of the real page; needs a Chromium.
 app-pictures: $(STAMP)
-	$(VENV)/bin/python docs/app_pictures.py
+	$(VENV)/bin/python tests/app_pictures.py
 
 clean:
 	rm -rf $(VENV) out

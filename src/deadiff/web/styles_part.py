@@ -57,15 +57,15 @@ class StylesPart:
             self.gallery: [(style.thumbnail, style.name) for style in styles],
             self.choice: gr.update(choices=names, value=chosen),
             self.saved: gr.update(choices=names, visible=bool(names)),
-            self.share: self._offer(chosen),  # at once: a name that stays the same brings no change event, its file may be new
+            self.share: self._offer(chosen),
         }
 
     def wire(self, private: dict[str, Any]) -> None:
         outputs = [self.said, *self.lists]
         for event in (self.save.click, self.new_name.submit):
             event(self._save, {self.new_name, *self.form.inputs}, [*outputs, self.new_name], **private)
-        self.gallery.select(self._select, None, [self.choice], **private)
-        self.choice.change(self._offer, [self.choice], [self.share], **private)
+        self.gallery.select(self._select, None, [self.choice, self.share], **private)
+        self.choice.input(self._offer, [self.choice], [self.share], **private)
         self.use.click(self._use, [self.choice, self.saved], [self.saved, self.said], **private)
         for event in (self.rename.click, self.other_name.submit):
             event(self._rename, {self.choice, self.other_name, self.saved}, [*outputs, self.other_name], **private)
@@ -80,9 +80,10 @@ class StylesPart:
             return {self.said: markup.wrong(str(error))}
         return {**self.now(style.name), self.said: markup.said(f"Saved the style '{style.name}'"), self.new_name: ""}
 
-    def _select(self, event: gr.SelectData) -> Any:
+    def _select(self, event: gr.SelectData) -> dict[Any, Any]:
         names = self.studio.folder.styles.names()
-        return names[event.index] if isinstance(event.index, int) and event.index < len(names) else None
+        name = names[event.index] if isinstance(event.index, int) and event.index < len(names) else None
+        return {self.choice: name, self.share: self._offer(name)}
 
     def _offer(self, name: str | None) -> Any:
         """The style's file, ready behind the button."""
